@@ -1,0 +1,52 @@
+"""Evaluates the checkpoint behind a run's figure, or the newest one of a run that is not finished.
+
+python -m experiments.evaluate runs/smnist --split test
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments import checkpoint, commandline, records, setup, steps
+from experiments.workdir import Workdir
+from ssm import naming
+
+
+def evaluate(run: Workdir, split: str) -> dict:
+    """{"step", "<split>/loss", "<split>/accuracy"} of the run's checkpoint."""
+    config = ConfigDict(run.config)
+    ready = setup.prepare(config)
+    if split not in ready.task.splits:
+        raise naming.unknown("split", split, ready.task.splits)
+    result = run.read("result.json")
+    if result:
+        step = result["step"]
+        state, _ = checkpoint.restore(run.checkpoints, step, ready.like)
+    elif restored := checkpoint.restore_latest(run.checkpoints, ready.like):
+        step, state = restored.step, restored.state
+    else:
+        raise ValueError(f"{run.path} has no checkpoint yet")
+    eval_step = jax.jit(steps.eval_step(ready.model, ready.task))
+    figures = steps.evaluate_split(eval_step, state, ready.task, split, config.eval_batch_size, ready.place)
+    return {"step": step, **figures}
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("python -m experiments.evaluate", description=__doc__)
+    parser.add_argument("workdir", type=pathlib.Path)
+    parser.add_argument("--split", default="test")
+    arguments = parser.parse_args(argv[1:])
+    run = Workdir.opened(arguments.workdir)
+    figures = evaluate(run, arguments.split)
+    print("  ".join(f"{name} {value:.6g}" for name, value in figures.items()))
+    if result := run.read("result.json"):
+        print(f"recorded: {records.sentence(result)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(commandline.run(main))

@@ -1,0 +1,174 @@
+"""The train state, and the two jitted functions that a run consists of."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments import metrics
+from experiments.metrics import Sums
+from experiments.tasks.base import Batch, Task
+
+Tree = Any
+
+
+class Health(NamedTuple):
+    """The first step at which a number was not finite (-1: none yet), and which leaves were bad then."""
+
+    step: jax.Array  # int32
+    bad: jax.Array  # bool, one entry for each name of `watched`
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on. Random numbers and data follow from (seed, step)."""
+
+    step: jax.Array  # int32, updates done
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    sums: Sums  # since the last logged step
+    health: Health
+
+
+class Summary(NamedTuple):
+    """What one step tells the host."""
+
+    sums: Sums
+    gradient_norm: jax.Array
+    health: Health
+
+
+def init_variables(model: nn.Module, task: Task, batch: Batch, seed: int) -> tuple[Tree, Tree]:
+    """Parameters and batch statistics before the first step; `batch` is any batch of the task."""
+    key, data_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0), 3)
+    batch = task.preprocess(jax.tree.map(jnp.asarray, batch), data_key, True)
+    rngs = {"params": key, "dropout": dropout_key}
+    variables = model.init(rngs, batch["inputs"], batch.get("lengths"), train=False)
+    return variables["params"], variables.get("batch_stats", {})
+
+
+def new_state(optimizer: optax.GradientTransformation, params: Tree, batch_stats: Tree) -> TrainState:
+    """The state before the first step."""
+    opt_state = optimizer.init(params)
+    count = len(jax.tree.leaves(_watch(params, params, batch_stats, opt_state, 0.0)))
+    health = Health(jnp.full((), -1, jnp.int32), jnp.zeros((count,), bool))
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, Sums.zero(), health)
+
+
+def train_step(
+    model: nn.Module, task: Task, optimizer: optax.GradientTransformation, seed: int, log_every: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, Summary]]:
+    """state, batch -> next state, summary. The sums start anew after every multiple of `log_every`."""
+    root = jax.random.fold_in(jax.random.key(seed), 1)
+
+    def loss(params, batch_stats, batch, key):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch["inputs"],
+            batch.get("lengths"),
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        sums = metrics.sums(logits, batch["targets"], batch.get("weights"))
+        return sums.loss / jnp.maximum(sums.weight, 1e-9), (sums, updated.get("batch_stats", {}))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Summary]:
+        data_key, dropout_key = jax.random.split(jax.random.fold_in(root, state.step))
+        batch = task.preprocess(batch, data_key, True)
+        (value, (sums, batch_stats)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            state.params, state.batch_stats, batch, dropout_key
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        health = _examine(state, _watch(gradient, params, batch_stats, opt_state, value))
+        old = jax.tree.map(lambda x: jnp.where(state.step % log_every == 0, 0.0, x), state.sums)
+        state = TrainState(state.step + 1, params, batch_stats, opt_state, old + sums, health)
+        return state, Summary(state.sums, optax.tree.norm(gradient), health)
+
+    return step
+
+
+def eval_step(model: nn.Module, task: Task) -> Callable[[Tree, Tree, Batch, jax.Array], Sums]:
+    """params, batch_stats, batch, key -> sums of loss, correct answers and weight."""
+
+    def step(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> Sums:
+        batch = task.preprocess(batch, key, False)
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits = model.apply(variables, batch["inputs"], batch.get("lengths"), train=False)
+        return metrics.sums(logits, batch["targets"], batch.get("weights"))
+
+    return step
+
+
+def evaluate_split(
+    step: Callable, state: TrainState, task: Task, split: str, batch_size: int, place: Callable
+) -> dict[str, float]:
+    """Loss and accuracy of a split, every example counted once, as "<split>/loss" and "<split>/accuracy"."""
+    root = jax.random.key(0)
+    sums = [
+        step(state.params, state.batch_stats, place(batch), jax.random.fold_in(root, i))
+        for i, batch in enumerate(task.eval_batches(split, batch_size))
+    ]
+    means = metrics.means(sums)
+    if not math.isfinite(means["loss"]):
+        raise FloatingPointError(f"step {state.step}: the loss on split {split} is not finite")
+    return {f"{split}/{name}": value for name, value in means.items()}
+
+
+def evaluate(
+    step: Callable,
+    state: TrainState,
+    *,
+    task: Task,
+    batch_size: int,
+    place: Callable,
+    best: Mapping[str, float],
+) -> dict[str, float]:
+    """Figures of the test split; with a validation split, of that one and of test only at a new best."""
+    figures = {}
+    if "validation" in task.splits:
+        figures = evaluate_split(step, state, task, "validation", batch_size, place)
+        if figures["validation/accuracy"] <= best.get("validation/accuracy", -1.0):
+            return figures
+    return figures | evaluate_split(step, state, task, "test", batch_size, place)
+
+
+# Numbers that are not finite -----------------------------------------------------------------------
+
+
+def _watch(gradient: Tree, params: Tree, batch_stats: Tree, opt_state: Tree, loss: Any) -> tuple:
+    return gradient, params, batch_stats, opt_state, loss
+
+
+def _examine(state: TrainState, watched: tuple) -> Health:
+    bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(watched)])
+    first = (state.health.step < 0) & jnp.any(bad)
+    step = jnp.where(first, state.step + 1, state.health.step)
+    return Health(step, jnp.where(first, bad, state.health.bad))
+
+
+def watched_names(state: TrainState) -> list[str]:
+    """What each entry of `Health.bad` stands for."""
+    kinds = ("gradient of", "value of", "batch statistics", "optimizer state", "loss")
+    watched = _watch(state.params, state.params, state.batch_stats, state.opt_state, 0.0)
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(watched)[0]]
+    key = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return [f"{kinds[path[0].idx]} {key(path[1:])}".strip() for path in paths]
+
+
+def check(health: Health, names: Sequence[str]) -> None:
+    """Raises FloatingPointError with the first bad step and what was not finite in it."""
+    step, bad = jax.device_get(health)
+    if step >= 0:
+        found = [name for name, is_bad in zip(names, bad, strict=True) if is_bad]
+        more = f", nor are {len(found) - 1} others" if len(found) > 1 else ""
+        raise FloatingPointError(
+            f"step {step}: {found[0]} is not finite{more}; checkpoints before it are kept. A smaller"
+            " config.optimizer.learning_rate or a config.optimizer.clip_norm may help"
+        )

@@ -1,0 +1,194 @@
+"""Trains a model from a config file.
+
+    python -m experiments.train --config=configs/smnist.py:s4d,demo --workdir=runs/smnist
+
+The same command continues a run that was stopped, bit for bit, and says so when it is finished.
+Exit status: 0 finished or time limit, 1 a number is not finite, 2 wrong input, 143 SIGTERM, 130 Ctrl-C.
+"""
+
+import contextlib
+import functools
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments import checkpoint, commandline, metrics, optimizer, plots, progress, records, setup, steps
+from experiments.workdir import Workdir, claim
+
+SECONDS_BETWEEN_PLOTS = 20
+
+
+class Stop:
+    """True once a signal or the time limit asks the run to stop after the present step."""
+
+    def __init__(self, minutes: float):
+        self.signal = 0
+        self._deadline = time.monotonic() + 60 * minutes if minutes else math.inf
+
+    def __bool__(self) -> bool:
+        return self.signal > 0 or time.monotonic() > self._deadline
+
+    @property
+    def status(self) -> int:
+        return 128 + self.signal if self.signal else 0
+
+
+def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
+    """Trains as `config` says in the folder `run`; returns the exit status."""
+    if run.read("result.json") and not run.changes():
+        print(f"finished already: {records.sentence(run.read('result.json'))}")
+        return 0
+
+    # ------------------------------------------------------------------ state: restored or new
+    ready = setup.prepare(config)
+    task, model, total = ready.task, ready.model, ready.train_steps
+    restored = checkpoint.restore_latest(run.checkpoints, ready.like)
+    if restored:
+        state, start, chrono = restored.state, restored.step, progress.Chrono(restored.extra)
+        for damage in restored.damaged:
+            print(f"warning: passed over a damaged checkpoint, {damage}", file=sys.stderr)
+        checkpoint.set_aside(run.checkpoints, newer_than=start)
+    else:
+        state, start, chrono = ready.new_state(), 0, progress.Chrono()
+    if start > total:
+        raise ValueError(f"the run is at step {start} already, past its end at {total}")
+    environment = records.environment(command, config.devices)
+    run.begin(environment)
+    run.rewind(start)
+    figure = next((line for line in reversed(run.lines()) if "test/accuracy" in line), {"step": start})
+
+    # ------------------------------------------------------------------ what is about to happen
+    print(f"device   {environment['hardware']}, jax {jax.__version__}")
+    print(f"data     {task.source}")
+    print(f"workdir  {run.path}")
+    print(optimizer.show(ready.rows))
+    print(f"training from step {start} to {total} ({ready.epochs:.4g} epochs)", flush=True)
+
+    # ------------------------------------------------------------------ what the loop uses
+    train_step = jax.jit(
+        steps.train_step(model, task, ready.optimizer, config.seed, config.log_every_steps),
+        donate_argnums=0,
+        out_shardings=ready.whole,
+    )
+    eval_step = jax.jit(steps.eval_step(model, task))
+    evaluate = functools.partial(
+        steps.evaluate, eval_step, task=task, batch_size=config.eval_batch_size, place=ready.place
+    )
+    batches = task.train_batches(config.batch_size, config.seed, start)
+    names = steps.watched_names(ready.like)
+    tokens = config.batch_size * task.length
+    display = progress.Display(total, start, tokens)
+    board = progress.TensorBoard(run.path / "tensorboard", start)
+    title = f"{config.task.name}: {config.model.pattern}, {config.preset}"
+    plot = functools.partial(plots.curves, run.path / "curves.png", title=title, published=config.published)
+    step, pending, plotted = start, None, time.monotonic()
+
+    def log(line: dict) -> None:
+        line = line | {"seconds": round(chrono.seconds, 3)}
+        for receiver in (run, board, display):
+            receiver.log(line)
+
+    def account(step: int, summary: steps.Summary) -> None:
+        """Waits for a step and takes its numbers down."""
+        jax.block_until_ready(summary)
+        chrono.step()
+        display.step(step)
+        if step % config.log_every_steps == 0 or step == total:
+            steps.check(summary.health, names)
+            means = metrics.means([summary.sums])
+            speed = {"tokens_per_second": round(tokens / s)} if (s := chrono.interval()) else {}
+            log({"step": step, **means, "gradient_norm": float(summary.gradient_norm), **speed})
+
+    # ------------------------------------------------------------------ loop
+    # The order matters: evaluate and save the old state; only then take a batch and dispatch the next
+    # step; look at the previous step's numbers while that one runs.
+    with display, board:
+        while True:
+            stopping = step == total or (step > start and bool(stop))
+            evaluating = step > start and (step == total or step % ready.eval_every == 0)
+            saving = step > start and (stopping or step % ready.checkpoint_every == 0)
+            if pending and (evaluating or saving):
+                account(*pending)
+                pending = None
+                steps.check(state.health, names)
+            if evaluating:
+                with chrono.pause():
+                    line = {"step": step, **evaluate(state, best=figure)}
+                    log(line)
+                    if "test/accuracy" in line:
+                        figure = line
+                        saving = saving or "validation" in task.splits
+                    if time.monotonic() > plotted + SECONDS_BETWEEN_PLOTS:
+                        plot(run.lines())
+                        plotted = time.monotonic()
+            if saving:
+                with chrono.pause():
+                    run.sync()
+                    keep = {"keep": config.keep_checkpoints, "protect": [figure["step"]]}
+                    checkpoint.save(run.checkpoints, step, state, chrono.state(), **keep)
+            if stopping:
+                break
+
+            state, summary = train_step(state, ready.place(next(batches)))
+            step += 1
+            if pending:
+                account(*pending)
+            pending = step, summary
+
+    # ------------------------------------------------------------------ end
+    plot(run.lines())
+    if step < total:
+        print(f"stopped at step {step} of {total} with a checkpoint; the same command continues")
+        return stop.status
+    seconds = chrono.seconds_per_step
+    result = records.result(
+        run.config,
+        environment,
+        value=figure["test/accuracy"],
+        step=figure["step"],
+        wall_seconds=round(chrono.seconds, 1),
+        tokens_per_second=round(tokens / seconds) if seconds else 0,
+        parameters=sum(row.count for row in ready.rows),
+        data=task.source,
+    )
+    run.write("result.json", result)
+    print(records.sentence(result))
+    print(f"curves   {run.path / 'curves.png'}")
+    print(f"next     python -m experiments.report --add {run.path}")
+    return 0
+
+
+@contextlib.contextmanager
+def stop_on_signals(minutes: float) -> Iterator[Stop]:
+    """SIGTERM and Ctrl-C ask for a stop; a second one acts at once."""
+    stop = Stop(minutes)
+
+    def ask(number, frame):
+        stop.signal = number
+        signal.signal(number, old[number])
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = commandline.parse(argv, __doc__)
+    config = arguments.config
+    with (
+        claim(arguments.workdir, config.to_dict(), allow_config_change=arguments.allow_config_change) as run,
+        stop_on_signals(config.time_limit_minutes) as stop,
+    ):
+        return train(config, run, stop, arguments.command)
+
+
+if __name__ == "__main__":
+    sys.exit(commandline.run(main))

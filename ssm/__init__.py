@@ -1,0 +1,1 @@
+"""State space models from HiPPO to Mamba-3, as short pure functions that share one discretisation."""

@@ -1,0 +1,92 @@
+"""What stands around a mixer: norms that know padding, gated units, residual wiring."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ssm.mixers import mixer
+from ssm.naming import unknown
+
+NORMS = ("batch", "layer", "rms")
+GLUS = ("full", "half1", "half2", "none")
+Mask = Bool[Array, "b l"] | None
+
+
+def masked(x_bld: Float[Array, "b l d"], mask: Mask) -> Float[Array, "b l d"]:
+    """x with padded tokens at 0, where a linear mixer started from 0 stays at 0."""
+    return x_bld if mask is None else jnp.where(mask[..., None], x_bld, 0)
+
+
+class Norm(nn.Module):
+    """Batch, layer or root-mean-square norm over the width, in float32; batch statistics skip padded tokens."""
+
+    kind: str = "layer"
+    momentum: float = 0.95
+
+    @nn.compact
+    def __call__(self, x_bld, mask: Mask = None, *, train: bool = False):
+        x = x_bld.astype(jnp.float32)
+        if self.kind == "batch":
+            norm = nn.BatchNorm(use_running_average=not train, momentum=self.momentum, name="batch")
+            y = norm(x, mask=None if mask is None else mask[..., None])
+        elif self.kind == "layer":
+            y = nn.LayerNorm(name="layer")(x)
+        elif self.kind == "rms":
+            y = nn.RMSNorm(name="rms")(x)
+        else:
+            raise unknown("norm", self.kind, NORMS)
+        return y.astype(x_bld.dtype)
+
+
+class GatedUnit(nn.Module):
+    """The position-wise map after a mixer, g(y) with dropout; one of
+
+    full: GLU(W gelu(y)), S4's; half1: v sigmoid(W v) with v = gelu(y), and half2: y sigmoid(W gelu(y)), S5's;
+    none: gelu(y). Dropout is tied along the length, as S4's and S5's is.
+    """
+
+    kind: str = "full"
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, y_bld, *, train: bool = False):
+        width, dtype = y_bld.shape[-1], y_bld.dtype
+        drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
+        v = drop(nn.gelu(y_bld))
+        if self.kind == "none":
+            return v
+        gate = nn.Dense(2 * width if self.kind == "full" else width, dtype=dtype, name="gate")(v)
+        if self.kind == "full":
+            return nn.glu(gate)
+        if self.kind == "half1":
+            return drop(v * jax.nn.sigmoid(gate))
+        if self.kind == "half2":
+            return drop(y_bld * jax.nn.sigmoid(gate))
+        raise unknown("glu", self.kind, GLUS)
+
+
+class Block(nn.Module):
+    """x + unit(mixer(norm(x))), or norm(x + unit(mixer(x))) where `prenorm` is off."""
+
+    mixer: str
+    options: Mapping[str, Any]
+    norm: str = "layer"
+    prenorm: bool = True
+    glu: str = "full"
+    dropout: float = 0.0
+    momentum: float = 0.95
+    bidirectional: bool = False
+
+    @nn.compact
+    def __call__(self, x_bld, mask: Mask = None, *, train: bool = False):
+        norm = Norm(self.norm, self.momentum, name="norm")
+        y = norm(x_bld, mask, train=train) if self.prenorm else x_bld
+        fixed = {"bidirectional": True} if self.bidirectional else {}
+        mix = mixer(self.mixer, x_bld.shape[-1], self.options, **fixed, name="mixer")
+        y, _ = mix(masked(y, mask))
+        x = x_bld + GatedUnit(self.glu, self.dropout, name="unit")(y, train=train)
+        return x if self.prenorm else norm(x, mask, train=train)

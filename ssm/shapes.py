@@ -1,0 +1,22 @@
+"""The legend of axes: one lower-case letter each, so that a name's suffix is its own einsum term.
+
+b  batch               l  length (time)          d  width (channels of the model)
+n  state               h  heads                  p  channels of a head
+g  groups              r  rank (DPLR, MIMO)      c  chunks
+q  chunk size          k  taps of a short convolution
+
+`x_bld` is an array of shape (batch, length, width); `C_dn` holds one row of N coefficients per channel.
+A complex state of a real system comes in conjugate pairs: n counts the N / 2 that are kept, and a
+`state_size` counts all N.
+"""
+
+from typing import TypeAlias
+
+from jaxtyping import Array, Complex, Float, Num
+
+Real: TypeAlias = Float[Array, "..."]
+Scalar: TypeAlias = Float[Array, ""] | float
+Sequence: TypeAlias = Float[Array, "b l d"]
+Token: TypeAlias = Float[Array, "b d"]
+ComplexState: TypeAlias = Complex[Array, "b d n"]
+Numeric: TypeAlias = Num[Array, "..."]

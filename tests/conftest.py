@@ -1,0 +1,48 @@
+"""A compilation cache, JAX at its strictest for our mathematics, and the fixtures that every test shares."""
+
+import os
+import pathlib
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+
+CACHE = pathlib.Path(__file__).parent.parent / ".cache" / f"jax-{jax.__version__}"
+
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request):
+    """No implicit promotion of dtype or rank, but in tests of training: optax relies on it."""
+    if "experiments" in request.path.parts:
+        yield
+        return
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """Float64 in JAX for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def rng(request) -> np.random.Generator:
+    """A generator seeded by the test's own name: independent of the order of tests."""
+    return np.random.default_rng(list(request.node.name.encode()))
+
+
+@pytest.fixture
+def untyped():
+    """No run-time check of annotations: what a user has, whose wrong shapes meet our own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

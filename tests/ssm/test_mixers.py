@@ -1,0 +1,229 @@
+"""What every mixer promises, whatever its mathematics: forms, states, segments, causality, errors.
+
+The mathematics itself is held against dense float64 loops in the files of the single mixers.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.nnx import bridge
+
+from ssm.mixers import MIXERS, mixer
+from tests.oracles import assert_close
+
+WIDTH, STATE = 4, 8
+OPTIONS = {"s4": dict(length=65), "dss": dict(length=65), "s5": dict(blocks=2)}
+CASES = [(name, {}) for name in MIXERS] + [
+    ("s4d", dict(A_init="real", rule="exponential_euler")),
+    ("s4d", dict(A_init="lin", rule="exponential_trapezoidal", weight=0.7)),
+    ("dss", dict(kernel="exp", rule="bilinear")),
+    ("s5", dict(rule="exponential_trapezoidal", C_init="complex_normal", clip_eigenvalues=True)),
+    ("s5", dict(rule="dirac", C_init="trunc_standard_normal", step_scale=2.0)),
+    ("lru", dict(rule="exponential_trapezoidal", r_min=0.9, r_max=0.999)),
+    ("liquid_s4", dict(mode="exact")),
+    ("liquid_s4", dict(mode="kb", degree=3)),
+]
+IDS = ["-".join([name, *map(str, options.values())]) for name, options in CASES]
+FORMS = {"s4": ("recurrent", "parallel"), "s5": ("recurrent", "parallel"), "lru": ("recurrent", "parallel")}
+cases = pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
+
+
+def forms(name, options):
+    if options.get("mode") == "exact":
+        return "recurrent", "parallel"
+    return FORMS.get(name, ("recurrent", "parallel", "chunked"))
+
+
+def layer(name, **options):
+    return mixer(name, WIDTH, OPTIONS.get(name, {}) | dict(state_size=STATE) | options)
+
+
+def start(name, options, rng, length, batch=2):
+    module = layer(name, **options)
+    x = jnp.asarray(rng.normal(size=(batch, length, WIDTH)), jnp.float32)
+    return module, jax.jit(module.init)(jax.random.key(1), x[:, :1]), x
+
+
+def stepped(module, variables, x):
+    state, y = module.apply(variables, len(x), method="initial_state"), []
+    step = jax.jit(lambda x, state: module.apply(variables, x, state, method="step"))
+    for t in range(x.shape[1]):
+        out, state = step(x[:, t], state)
+        y.append(out)
+    return jnp.stack(y, 1), state
+
+
+def close(out, ref, scale=65):
+    for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(ref), strict=True):
+        assert_close(a, b, scale=scale)
+
+
+@cases
+@pytest.mark.parametrize("length", [1, 65])
+def test_every_form_is_step_after_step(name, options, length, rng):
+    module, variables, x = start(name, options, rng, length)
+    expected = stepped(module, variables, x)
+    for form in (*forms(name, options), "auto"):
+        apply = layer(name, form=form, **options).apply
+        close(jax.jit(apply)(variables, x), expected)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_jit_changes_nothing(name, rng):
+    module, variables, x = start(name, {}, rng, 9)
+    close(module.apply(variables, x), jax.jit(module.apply)(variables, x), scale=9)
+
+
+@cases
+def test_a_sequence_in_two_pieces(name, options, rng):
+    """Values, and gradients through the carried state: every form continues every form's state."""
+    module, variables, x = start(name, options, rng, 24)
+
+    def whole(variables, x):
+        y, _ = module.apply(variables, x)
+        return jnp.sum(jnp.sin(y))
+
+    def pieces(variables, x, form):
+        apply = layer(name, form=form, **options).apply
+        first, state = apply(variables, x[:, :11])
+        second, _ = apply(variables, x[:, 11:], state)
+        return jnp.sum(jnp.sin(jnp.concatenate([first, second], 1)))
+
+    ref, ref_grads = jax.jit(jax.value_and_grad(whole, argnums=(0, 1)))(variables, x)
+    for form in forms(name, options):
+        value, grads = jax.jit(jax.value_and_grad(pieces, argnums=(0, 1)), static_argnums=2)(variables, x, form)
+        np.testing.assert_allclose(value, ref, rtol=1e-4, atol=1e-4)
+        paths = jax.tree_util.tree_leaves_with_path(grads)
+        for (path, out), expected in zip(paths, jax.tree.leaves(ref_grads), strict=True):
+            # S4's C~ was made for 65 tokens: what it says of each piece's C passes through (I - Abar^65)^-1.
+            scale = 24 * (100 if name == "s4" else 10)
+            assert_close(out, expected, gradient=True, scale=scale, label=f"{form} {jax.tree_util.keystr(path)}")
+
+
+@cases
+def test_packed_is_separate(name, options, rng):
+    module, variables, x = start(name, options, rng, 24)
+    ids = jnp.asarray(np.repeat([[3, 1, 2]], [10, 1, 13], axis=1).repeat(2, 0))
+    apply = jax.jit(module.apply)
+    packed, last = apply(variables, x, segment_ids=ids)
+    ends = [apply(variables, part) for part in (x[:, :10], x[:, 10:11], x[:, 11:])]
+    close(packed, jnp.concatenate([y for y, _ in ends], 1))
+    close(last, ends[-1][1])
+
+
+@cases
+def test_no_gradient_from_the_future_or_another_row(name, options, rng):
+    module, variables, x = start(name, options, rng, 12)
+    ids = jnp.asarray([[0] * 4 + [1] * 8] * 2)
+    for form, segments in [*((form, None) for form in forms(name, options)), ("auto", ids)]:
+        apply = layer(name, form=form, **options).apply
+        g = jax.jit(jax.grad(lambda x: jnp.sum(apply(variables, x, segment_ids=segments)[0][0, 7])))(x)  # noqa: B023
+        assert np.abs(g[0, 7]).sum() > 0
+        reach = np.abs(g[0, :4]).sum() > 0
+        assert reach == (segments is None)
+        ahead = np.abs(g[0, 8:]).max()  # an FFT mixes all tokens and cancels them to rounding
+        assert ahead <= (2e-6 * np.abs(g).max() if form == "parallel" else 0)
+        assert not np.abs(g[1]).any()
+
+
+@cases
+def test_vmap(name, options, rng):
+    module, variables, x = start(name, options, rng, 9)
+    y, state = jax.vmap(lambda row: module.apply(variables, row[None]))(x)
+    close((y[:, 0], jax.tree.map(lambda s: s[:, 0], state)), module.apply(variables, x), scale=9)
+
+
+BOTH_WAYS = [name for name in MIXERS if name != "liquid_s4"]
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_bidirectional_is_the_layer_and_its_mirror(name, rng):
+    """C = 0 leaves what is read backwards: on the mirrored input it is the causal layer's answer, which S5 and
+    LRU read at the token itself and the convolutions one token on."""
+    module, variables, x = start(name, dict(bidirectional=True), rng, 33)
+    read = "W" if name == "dss" else "C"
+    params = variables["params"]
+    forward = {k: v for k, v in params.items() if k != f"{read}_reverse"}
+    forward[read] = params[f"{read}_reverse"]
+    silent = params | {read: jax.tree.map(jnp.zeros_like, params[read]), "D": jnp.zeros(WIDTH)}
+    mirrored, _ = layer(name).apply({"params": forward | {"D": jnp.zeros(WIDTH)}}, x[:, ::-1])
+    expected = mirrored[:, ::-1]
+    if name not in ("s5", "lru"):
+        expected = jnp.pad(expected[:, 1:], ((0, 0), (0, 1), (0, 0)))
+    for form in forms(name, {}):
+        out, _ = jax.jit(layer(name, bidirectional=True, form=form).apply)({"params": silent}, x)
+        close(out, expected)
+    with pytest.raises(ValueError, match="state was given to a bidirectional mixer"):
+        module.apply(variables, x, layer(name).initial_state(2))
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_bidirectional_segments(name, rng):
+    module, variables, x = start(name, dict(bidirectional=True), rng, 20)
+    ids = jnp.asarray([[0] * 8 + [1] * 12] * 2)
+    packed, _ = module.apply(variables, x, segment_ids=ids)
+    parts = [module.apply(variables, part)[0] for part in (x[:, :8], x[:, 8:])]
+    close(packed, jnp.concatenate(parts, 1), scale=20)
+
+
+@pytest.mark.parametrize("name", ["s4d", "s5", "lru"])
+def test_hundred_thousand_tokens(name, rng):
+    """The slowest initial modes still agree between the loop and the parallel form after 1e5 tokens."""
+    options = dict(s4d={}, s5={}, lru=dict(r_min=0.999, r_max=0.9999))[name]
+    module, variables, x = start(name, options, rng, 100_000, batch=1)
+    loop, last = jax.jit(layer(name, form="recurrent", **options).apply)(variables, x)
+    y, end = jax.jit(layer(name, form="chunked" if name == "s4d" else "parallel", **options).apply)(variables, x)
+    assert_close(y, loop, scale=10_000)
+    assert_close(jax.tree.leaves(end)[0], jax.tree.leaves(last)[0], scale=10_000)
+
+
+def test_bfloat16_activations_keep_float32_states(rng):
+    for name in MIXERS:
+        module, variables, x = start(name, {}, rng, 33)
+        y, state = module.apply(variables, x.astype(jnp.bfloat16))
+        assert y.dtype == jnp.bfloat16
+        assert all(leaf.dtype in (jnp.complex64, jnp.float32) for leaf in jax.tree.leaves(state))
+        assert_close(y, module.apply(variables, x.astype(jnp.bfloat16).astype(jnp.float32))[0])
+
+
+def test_a_layer_crosses_to_nnx(rng):
+    module, variables, x = start("s4d", {}, rng, 9)
+    ported = bridge.ToNNX(module, rngs=nnx.Rngs(params=jax.random.key(1))).lazy_init(x)
+    close(ported(x)[0], module.apply(jax.tree.map(lambda v: v, nnx_params(ported)), x)[0], scale=9)
+
+
+def nnx_params(ported):
+    return {"params": nnx.to_pure_dict(nnx.state(ported, nnx.Param))}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("s4dd", {}, "unknown mixer 's4dd'; did you mean 's4d'"),
+        ("s4d", dict(rule="zho"), "unknown rule 'zho'; did you mean 'zoh'"),
+        ("s4", dict(rule="zoh"), "rule 'zoh' is not one that s4 can take. Allowed: bilinear"),
+        ("lru", dict(rule="bilinear"), "rule 'bilinear' is not one that lru can take. Allowed: dirac"),
+        ("s4d", dict(bidirectional=True, rule="exponential_trapezoidal"), "not one that a bidirectional S4D can take"),
+        ("s4d", dict(state_size=7), "state_size"),
+        ("s5", dict(state_size=12, blocks=4), "state_size must be a positive multiple of 2 x blocks; got 12"),
+        ("s5", dict(C_init="normal"), "unknown C_init 'normal'; did you mean 'lecun_normal'"),
+        ("s4d", dict(stat_size=8), "unknown option of s4d 'stat_size'; did you mean 'state_size'"),
+        ("s4d", dict(form="paralel"), "unknown form 'paralel'; did you mean 'parallel'"),
+        ("s5", dict(form="chunked"), "unknown form 'chunked'"),
+        ("s4d", dict(dt_min=0.1, dt_max=0.01), "dt_min is 0.1 and dt_max is 0.01"),
+        ("dss", dict(length=None), "length must be given to the softmax kernel of dss"),
+        ("dss", dict(kernel="soft"), "unknown kernel 'soft'; did you mean 'softmax'"),
+        ("lru", dict(r_min=0.9, r_max=0.5), "r_min"),
+    ],
+)
+def test_wrong_options_are_named(name, options, message, rng):
+    with pytest.raises(ValueError, match=message):
+        start(name, options, rng, 5)
+
+
+def test_a_convolution_cannot_forget(rng):
+    module, variables, x = start("s4d", dict(form="chunked"), rng, 5)
+    with pytest.raises(ValueError, match="form 'chunked' cannot take segment_ids"):
+        module.apply(variables, x, segment_ids=jnp.zeros((2, 5), int))
