@@ -43,10 +43,10 @@ demo: .venv/ready
 	@$(VENV)/python -m experiments.train --config=configs/smnist.py:s4d,demo --workdir=runs/demo
 
 test: .venv/ready-test
-	$(VENV)/python $(PYTEST) tests --ignore=tests/oracles
+	$(VENV)/python $(PYTEST) tests --ignore=tests/independent
 
 test-oracles: .venv-oracles/ready
-	$(ORACLES)/python $(PYTEST) tests/oracles
+	$(ORACLES)/python $(PYTEST) tests/independent
 
 # PYENV_VERSION reaches a Python 3.12 behind pyenv; without either this says so and passes.
 test-accelerators:
@@ -58,7 +58,7 @@ test-accelerators:
 
 .PHONY: test-accelerators-found
 test-accelerators-found: .venv-accelerators/ready
-	$(ACCELERATORS)/python $(PYTEST) tests --ignore=tests/oracles
+	$(ACCELERATORS)/python $(PYTEST) tests --ignore=tests/independent
 
 benchmark: .venv/ready
 	@$(VENV)/python -m kernels_pallas.benchmark

@@ -21,7 +21,7 @@ class Health(NamedTuple):
     """The first step at which a number was not finite (-1: none yet), and which leaves were bad then."""
 
     step: jax.Array  # int32
-    bad: jax.Array  # bool, one entry for each name of `watched`
+    bad: jax.Array  # bool, one entry for each of `watched_names`
 
 
 class TrainState(NamedTuple):
@@ -55,7 +55,7 @@ def init_variables(model: nn.Module, task: Task, batch: Batch, seed: int) -> tup
 def new_state(optimizer: optax.GradientTransformation, params: Tree, batch_stats: Tree) -> TrainState:
     """The state before the first step."""
     opt_state = optimizer.init(params)
-    count = len(jax.tree.leaves(_watch(params, params, batch_stats, opt_state, 0.0)))
+    count = len(jax.tree.leaves(watch(params, params, batch_stats, opt_state, 0.0)))
     health = Health(jnp.full((), -1, jnp.int32), jnp.zeros((count,), bool))
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, Sums.zero(), health)
 
@@ -86,7 +86,7 @@ def train_step(
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        health = _examine(state, _watch(gradient, params, batch_stats, opt_state, value))
+        health = examine(state, watch(gradient, params, batch_stats, opt_state, value))
         old = jax.tree.map(lambda x: jnp.where(state.step % log_every == 0, 0.0, x), state.sums)
         state = TrainState(state.step + 1, params, batch_stats, opt_state, old + sums, health)
         return state, Summary(state.sums, optax.tree.norm(gradient), health)
@@ -142,11 +142,13 @@ def evaluate(
 # Numbers that are not finite -----------------------------------------------------------------------
 
 
-def _watch(gradient: Tree, params: Tree, batch_stats: Tree, opt_state: Tree, loss: Any) -> tuple:
+def watch(gradient: Tree, params: Tree, batch_stats: Tree, opt_state: Tree, loss: Any) -> tuple:
+    """What must stay finite, in the order in which it is named."""
     return gradient, params, batch_stats, opt_state, loss
 
 
-def _examine(state: TrainState, watched: tuple) -> Health:
+def examine(state: TrainState, watched: tuple) -> Health:
+    """The health after a step from `state`: unchanged once something was bad."""
     bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(watched)])
     first = (state.health.step < 0) & jnp.any(bad)
     step = jnp.where(first, state.step + 1, state.health.step)
@@ -156,7 +158,7 @@ def _examine(state: TrainState, watched: tuple) -> Health:
 def watched_names(state: TrainState) -> list[str]:
     """What each entry of `Health.bad` stands for."""
     kinds = ("gradient of", "value of", "batch statistics", "optimizer state", "loss")
-    watched = _watch(state.params, state.params, state.batch_stats, state.opt_state, 0.0)
+    watched = watch(state.params, state.params, state.batch_stats, state.opt_state, 0.0)
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(watched)[0]]
     key = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     return [f"{kinds[path[0].idx]} {key(path[1:])}".strip() for path in paths]

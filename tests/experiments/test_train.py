@@ -38,6 +38,8 @@ def test_stopping_after_every_step_changes_no_bit(run, tmp_path, capsys):
         outcome(tmp_path / "stopped", 7),
     )
     assert stopped == whole and len(whole) == 3 + 4
+    seconds = [line["seconds"] for line in lines(tmp_path / "stopped")]
+    assert seconds == sorted(seconds), "the clock does not go on after a restart"
     assert bits(stopped_state) == bits(state)
 
 

@@ -15,19 +15,21 @@ from tests.oracles import assert_close
 
 WIDTH, STATE = 4, 8
 OPTIONS = {"s4": dict(length=65), "dss": dict(length=65), "s5": dict(blocks=2)}
-CASES = [(name, {}) for name in MIXERS] + [
+OWN = [(name, {}) for name in MIXERS] + [("liquid_s4", dict(mode="exact")), ("liquid_s4", dict(mode="kb", degree=3))]
+CASES = OWN + [
     ("s4d", dict(A_init="real", rule="exponential_euler")),
     ("s4d", dict(A_init="lin", rule="exponential_trapezoidal", weight=0.7)),
     ("dss", dict(kernel="exp", rule="bilinear")),
     ("s5", dict(rule="exponential_trapezoidal", C_init="complex_normal", clip_eigenvalues=True)),
     ("s5", dict(rule="dirac", C_init="trunc_standard_normal", step_scale=2.0)),
     ("lru", dict(rule="exponential_trapezoidal", r_min=0.9, r_max=0.999)),
-    ("liquid_s4", dict(mode="exact")),
-    ("liquid_s4", dict(mode="kb", degree=3)),
 ]
-IDS = ["-".join([name, *map(str, options.values())]) for name, options in CASES]
 FORMS = {"s4": ("recurrent", "parallel"), "s5": ("recurrent", "parallel"), "lru": ("recurrent", "parallel")}
-cases = pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
+
+
+def each(cases):
+    ids = ["-".join([name, *map(str, options.values())]) for name, options in cases]
+    return pytest.mark.parametrize(("name", "options"), cases, ids=ids)
 
 
 def forms(name, options):
@@ -60,7 +62,7 @@ def close(out, ref, scale=65):
         assert_close(a, b, scale=scale)
 
 
-@cases
+@each(CASES)
 @pytest.mark.parametrize("length", [1, 65])
 def test_every_form_is_step_after_step(name, options, length, rng):
     module, variables, x = start(name, options, rng, length)
@@ -76,7 +78,7 @@ def test_jit_changes_nothing(name, rng):
     close(module.apply(variables, x), jax.jit(module.apply)(variables, x), scale=9)
 
 
-@cases
+@each(OWN)
 def test_a_sequence_in_two_pieces(name, options, rng):
     """Values, and gradients through the carried state: every form continues every form's state."""
     module, variables, x = start(name, options, rng, 24)
@@ -102,7 +104,7 @@ def test_a_sequence_in_two_pieces(name, options, rng):
             assert_close(out, expected, gradient=True, scale=scale, label=f"{form} {jax.tree_util.keystr(path)}")
 
 
-@cases
+@each(OWN)
 def test_packed_is_separate(name, options, rng):
     module, variables, x = start(name, options, rng, 24)
     ids = jnp.asarray(np.repeat([[3, 1, 2]], [10, 1, 13], axis=1).repeat(2, 0))
@@ -113,7 +115,7 @@ def test_packed_is_separate(name, options, rng):
     close(last, ends[-1][1])
 
 
-@cases
+@each(OWN)
 def test_no_gradient_from_the_future_or_another_row(name, options, rng):
     module, variables, x = start(name, options, rng, 12)
     ids = jnp.asarray([[0] * 4 + [1] * 8] * 2)
@@ -128,7 +130,7 @@ def test_no_gradient_from_the_future_or_another_row(name, options, rng):
         assert not np.abs(g[1]).any()
 
 
-@cases
+@each(OWN)
 def test_vmap(name, options, rng):
     module, variables, x = start(name, options, rng, 9)
     y, state = jax.vmap(lambda row: module.apply(variables, row[None]))(x)

@@ -1,0 +1,158 @@
+"""The classifier: padding that changes nothing, every option, every error."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssm.blocks import Norm
+from ssm.mixers import MIXERS
+from ssm.models import SequenceClassifier, layers
+from tests.oracles import assert_close
+
+LENGTHS = jnp.asarray([12, 7, 1])
+MIXER_OPTIONS = {name: dict(state_size=4) for name in MIXERS}
+MIXER_OPTIONS["s4"]["length"] = MIXER_OPTIONS["dss"]["length"] = 12
+
+
+def classifier(**options):
+    return SequenceClassifier(**dict(classes=3, input_size=2, width=4, depth=2, mixers=MIXER_OPTIONS) | options)
+
+
+def start(rng, **options):
+    model = classifier(**options)
+    x = jnp.asarray(rng.normal(size=(3, 12, 2)), jnp.float32)
+    return model, jax.jit(model.init)(jax.random.key(0), x), x
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_padding_changes_nothing(name, bidirectional, rng):
+    """Each row alone, unpadded, gives the logits of the padded batch, whatever the padding holds."""
+    if name == "liquid_s4" and bidirectional:
+        with pytest.raises(ValueError, match="bidirectional is not for liquid_s4"):
+            start(rng, pattern=name, bidirectional=True)
+        return
+    model, variables, x = start(rng, pattern=name, bidirectional=bidirectional)
+    noise = jnp.where(jnp.arange(12)[None, :, None] < LENGTHS[:, None, None], x, 1e3 * x)
+    batch = jax.jit(model.apply)(variables, noise, LENGTHS)
+    for row, length in enumerate(LENGTHS):
+        assert_close(batch[row : row + 1], model.apply(variables, x[row : row + 1, :length]), scale=12)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
+@pytest.mark.parametrize("norm", ["batch", "layer", "rms"])
+@pytest.mark.parametrize("prenorm", [True, False])
+def test_norms_and_poolings_respect_padding(norm, prenorm, pooling, rng):
+    model, variables, x = start(rng, norm=norm, prenorm=prenorm, pooling=pooling, glu="half2", depth=1)
+    noise = jnp.where(jnp.arange(12)[None, :, None] < LENGTHS[:, None, None], x, 1e3)
+    train = jax.jit(lambda x: model.apply(variables, x, LENGTHS, train=True, mutable=["batch_stats"]))
+    (clean, stats), (dirty, dirty_stats) = train(jnp.where(noise == 1e3, 0, x)), train(noise)
+    assert_close(dirty, clean, scale=12)
+    for out, ref in zip(jax.tree.leaves(dirty_stats), jax.tree.leaves(stats), strict=True):
+        assert_close(out, ref, scale=12)
+    logits = model.apply(variables, noise, LENGTHS)
+    assert_close(logits[1:2], model.apply(variables, x[1:2, :7]), scale=12)
+
+
+def test_batch_statistics_are_those_of_the_real_tokens(rng):
+    x = rng.normal(size=(3, 12, 4)) * 3 + 1
+    mask = np.arange(12)[None] < np.asarray(LENGTHS)[:, None]
+    real = x[mask]
+    norm, inputs = Norm("batch", momentum=0.0), (jnp.asarray(x, jnp.float32), jnp.asarray(mask))
+    variables = norm.init(jax.random.key(0), *inputs)
+    y, updates = norm.apply(variables, *inputs, train=True, mutable=["batch_stats"])
+    assert_close(y[mask], (real - real.mean(0)) / np.sqrt(real.var(0) + 1e-5), scale=100)
+    assert_close(updates["batch_stats"]["batch"]["mean"], real.mean(0), scale=100)
+    assert_close(updates["batch_stats"]["batch"]["var"], real.var(0), scale=100)
+
+
+@pytest.mark.parametrize("glu", ["full", "half1", "half2", "none"])
+def test_gated_units_are_their_formulas(glu, rng):
+    from ssm.blocks import GatedUnit
+
+    y = jnp.asarray(rng.normal(size=(1, 5, 3)), jnp.float32)
+    unit = GatedUnit(glu)
+    variables = unit.init(jax.random.key(0), y)
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    v = np.asarray(jax.nn.gelu(y), np.float64)
+    if glu == "none":
+        expected = v
+    else:
+        gate = variables["params"]["gate"]
+        g = v @ np.asarray(gate["kernel"], np.float64) + np.asarray(gate["bias"])
+        expected = {
+            "full": lambda: g[..., :3] * sigmoid(g[..., 3:]),
+            "half1": lambda: v * sigmoid(g),
+            "half2": lambda: np.asarray(y) * sigmoid(g),
+        }[glu]()
+    assert_close(unit.apply(variables, y), expected, scale=10)
+
+
+def test_dropout_is_tied_along_the_length(rng):
+    from ssm.blocks import GatedUnit
+
+    unit = GatedUnit("none", dropout=0.5)
+    out = unit.apply({}, jnp.ones((4, 6, 8)), train=True, rngs={"dropout": jax.random.key(0)})
+    dropped = np.asarray(out == 0)
+    assert 0 < dropped.mean() < 1
+    np.testing.assert_array_equal(dropped, dropped[:, :1].repeat(6, 1))
+
+
+def test_encoders_read_what_they_say(rng):
+    """An image is its pixels / 255 row after row; a token is its embedding."""
+    model = classifier(encoder="image", input_size=2)
+    image = rng.integers(0, 256, size=(3, 4, 3, 2)).astype(np.uint8)
+    variables = model.init(jax.random.key(0), jnp.asarray(image))
+    pixels = jnp.asarray(image.reshape(3, 12, 2) / 255, jnp.float32)
+    assert_close(model.apply(variables, jnp.asarray(image)), classifier().apply(variables, pixels), scale=12)
+    tokens = classifier(encoder="token", input_size=5)
+    ids = jnp.asarray(rng.integers(0, 5, size=(2, 12)))
+    variables = tokens.init(jax.random.key(0), ids)
+    swapped = variables["params"]["encoder"]["embedding"]["embedding"][jnp.asarray([1, 0, 2, 3, 4])]
+    exchanged = jax.tree.map(lambda x: x, variables)
+    exchanged["params"]["encoder"]["embedding"]["embedding"] = swapped
+    names = jnp.asarray([1, 0, 2, 3, 4])[ids]
+    assert_close(tokens.apply(exchanged, names), tokens.apply(variables, ids), scale=12)
+
+
+def test_bfloat16_activations_give_float32_logits(rng):
+    model, variables, x = start(rng)
+    out = classifier(dtype="bfloat16").apply(variables, x)
+    assert out.dtype == jnp.float32
+    assert 0 < np.abs(out - model.apply(variables, x)).max() < 0.1
+
+
+def test_patterns_repeat():
+    assert layers("s4d s4d s5", 5) == ["s4d", "s4d", "s5", "s4d", "s4d"]
+
+
+X = jnp.zeros((2, 12, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "inputs", "message"),
+    [
+        (dict(pattern="s4d s6"), X, "unknown mixer in pattern 's6'; did you mean"),
+        (dict(mixers={"s5d": {}}), X, "unknown mixer 's5d'; did you mean"),
+        (dict(mixers={"s4d": dict(state=4)}), X, "unknown option of s4d 'state'; did you mean 'state_size'"),
+        (dict(norm="bach"), X, "unknown norm 'bach'; did you mean 'batch'"),
+        (dict(glu="half3"), X, "unknown glu 'half3'"),
+        (dict(pooling="men"), X, "unknown pooling 'men'; did you mean 'mean'"),
+        (dict(encoder="imag"), X, "unknown encoder 'imag'; did you mean 'image'"),
+        (dict(dtype="float16"), X, "unknown dtype 'float16'"),
+        (dict(depth=0), X, "depth 0"),
+        (dict(input_size=3), X, "inputs have 2 channels; input_size is 3"),
+        (dict(), X[0], r"inputs have shape \(12, 2\); the continuous encoder takes 3 axes"),
+        (dict(), X.astype(int), "inputs are int32; the continuous encoder takes floats"),
+        (dict(encoder="token"), X[..., 0], "inputs are float32; the token encoder takes integers"),
+    ],
+)
+def test_wrong_options_and_inputs_are_named(options, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        classifier(**options).init(jax.random.key(0), inputs)
+
+
+def test_lengths_must_be_one_a_row(untyped):
+    with pytest.raises(ValueError, match=r"lengths has shape \(3,\); 2 sequences need \(2,\)"):
+        classifier().init(jax.random.key(0), X, LENGTHS)
