@@ -159,7 +159,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
     run.write("result.json", result)
     print(records.sentence(result))
     print(f"curves   {run.path / 'curves.png'}")
-    print(f"next     python -m experiments.report --add {run.path}")
+    print(f"next     {config.get('next') or f'python -m experiments.report --add {run.path}'}")
     return 0
 
 

@@ -42,6 +42,11 @@ def normal(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+def first(op: Callable, implementation: str) -> Callable:
+    """The op's first output as a function of its arrays."""
+    return lambda *arrays: op(*arrays, implementation=implementation)[0]
+
+
 def scans(specs) -> Iterator[tuple]:
     """(op, shape, baseline's name, {implementation: function of the inputs}, inputs)."""
     for spec in specs:
@@ -50,8 +55,7 @@ def scans(specs) -> Iterator[tuple]:
         complex_ = spec.number == "complex"
         a = (0.8 * modulus, 0.6 * modulus) if complex_ else modulus
         b = (normal(1, *shape), normal(2, *shape)) if complex_ else normal(1, *shape)
-        run = lambda name: lambda a, b: associative_scan(a, b, implementation=name)[0]  # noqa: E731
-        yield "associative_scan", str(spec), "xla", {name: run(name) for name in SCANS}, (a, b)
+        yield "associative_scan", str(spec), "xla", {name: first(associative_scan, name) for name in SCANS}, (a, b)
 
 
 def fft(u, kernel):
@@ -69,8 +73,7 @@ def convolutions(specs) -> Iterator[tuple]:
         z = jnp.geomspace(0.001, 0.1, d)[:, None] * (-0.5 + 1j * jnp.pi * jnp.arange(n))[None]
         a, b, D = jnp.exp(z), jnp.ones((d, n), z.dtype), jnp.ones(d)
         u, c = normal(0, spec.batch, spec.length, d), normal(1, d, n) + 1j * normal(2, d, n)
-        run = lambda name: lambda u, a, b, c, D: long_convolution(u, a, b, c, D, implementation=name)[0]  # noqa: E731
-        functions = {name: run(name) for name in CONVOLUTIONS}
+        functions = {name: first(long_convolution, name) for name in CONVOLUTIONS}
         kernel = normal(3, d, spec.length)
         functions["fft"] = lambda u, a, b, c, D, kernel=kernel: fft(u, kernel)
         yield "long_convolution", str(spec), "fft", functions, (u, a, b, c, D)

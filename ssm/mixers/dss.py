@@ -3,8 +3,8 @@ r"""DSS: diagonal state spaces (Gupta et al. 2022, arXiv:2203.14343).
 S4D's predecessor, and with zero-order hold the same system: N complex eigenvalues shared by all channels, none of
 them a pair, B = 1, and $C = W$ (DSS_exp) or C = W divided by the sum of the row's powers (DSS_softmax):
 $K_k = \mathrm{Re} \sum_n w_n \frac{e^{\lambda_n dt} - 1}{\lambda_n (e^{\lambda_n dt L} - 1)} e^{\lambda_n dt k}$
-(DSS, Proposition 1). The softmax needs the length L, and here, unlike in the paper, keeps Re lambda negative too: a state that grows
-could not be stepped.
+(DSS, Proposition 1). The softmax needs the length L, and here, unlike in the paper, keeps Re lambda negative
+too: a state that grows could not be stepped.
 """
 
 import flax.linen as nn

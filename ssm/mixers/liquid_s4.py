@@ -10,7 +10,9 @@ $v^p_k = u_k u_{k-1} \cdots u_{k-p+1}$, up to degree P:
     kb:  y = K * u + sum_{p=2}^P K^p * v^p + D u,  K^p_j = C Abar^j Bbar^p        (eq. 13, Proposition 1)
     pb:  y = K * u + sum_{p=2}^P C Bbar^p v^p + D u, Abar = 1 for what is correlated   (eq. 16)
 
-The exact recurrence grows where $|\bar A + \bar B u_k| > 1$; the kernels cannot.
+The exact recurrence grows where $|\bar A + \bar B u_k| > 1$; the kernels cannot. The published code lays other products
+along time, in reverse: all combinations of a few last inputs, or u_k u_{k-1}^2 u_{k-2} for the third degree. Those here
+are causal, and terms of eq. 10.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,8 @@
 r"""LRU: the linear recurrent unit (Orvieto et al. 2023, arXiv:2303.06349).
 
 $x_k = \lambda x_{k-1} + \gamma B u_k$, $y_k = \mathrm{Re}\, C x_k + D u_k$ with
-$\lambda = \exp(-e^\nu + i e^\theta)$ learned as it is. In the terms of `ssm.discretize`: A = log lambda with one unit of time a token, and the rule "dirac".
+$\lambda = \exp(-e^\nu + i e^\theta)$ learned as it is.
+In the terms of `ssm.discretize`: A = log lambda with one unit of time a token, and the rule "dirac".
 """
 
 import flax.linen as nn

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ssm import hippo
-from ssm.convolution import convolve, dplr
 from ssm.mixers import s4
 from ssm.mixers.s4 import S4, State
 
@@ -95,16 +94,15 @@ def state_of(rng, b=2, d=3, n=4):
 @pytest.mark.parametrize("form", s4.FORMS)
 @pytest.mark.parametrize("measure", MEASURES)
 def test_forms_equal_the_dense_loop(x64, rng, measure, form):
-    """Every rule; an odd length below the configured one; a state carried in and out; ranks 1 and 2."""
+    """Every rule, one of them with rank 2; an odd length below the configured one; a state carried in and out."""
     x, h, parameters = rng.normal(size=(2, 63, 3)), state_of(rng), continuous(rng, measure)
-    for rule in WEIGHT if measure in ("legs", "legt") else ("bilinear",):
+    for rule in {"legs": WEIGHT, "legt": ("bilinear", "generalized_bilinear")}.get(measure, ("bilinear",)):
         y, last = run(form, x, parameters, h, rule=rule)
         for got, wanted in zip((y, last), oracle(x, parameters, h, rule), strict=True):
             assert error(got, wanted) < 1e-12, rule
 
 
-@pytest.mark.parametrize("tokens", [1, 64, 65, 200])
-@pytest.mark.parametrize("length", [1, 64])
+@pytest.mark.parametrize("length, tokens", [(64, 1), (64, 64), (64, 65), (64, 200), (1, 1), (1, 65)])
 def test_lengths_around_the_configured_one(x64, rng, length, tokens):
     """Shorter input cuts the kernel, longer doubles C's length until it suffices: fails for one doubling too few.
 
@@ -118,21 +116,18 @@ def test_lengths_around_the_configured_one(x64, rng, length, tokens):
 
 
 @pytest.mark.parametrize("measure, rule", [("legs", "bilinear"), ("legt", "generalized_bilinear")])
-@pytest.mark.parametrize("tokens", [33, 65])
-def test_gradients_of_the_forms_agree(x64, rng, measure, rule, tokens):
-    """Of y and the last state, with respect to every parameter, the input and the first state."""
-    arguments = rng.normal(size=(2, tokens, 3)), continuous(rng, measure), state_of(rng)
-    y_bar, h_bar = rng.normal(size=(2, tokens, 3)), state_of(rng)
+def test_gradients_of_the_forms_agree(x64, rng, measure, rule):
+    """Of y and the last state, with respect to every parameter, the input and the first state, doubling included."""
+    arguments = rng.normal(size=(2, 65, 3)), continuous(rng, measure), state_of(rng)
+    y_bar, h_bar = rng.normal(size=(2, 65, 3)), state_of(rng)
 
     def value(form, *arguments):
         y, h = run(form, *arguments, rule=rule)
         return (y * y_bar).sum() + (h * h_bar).real.sum()
 
     wanted, got = (jax.jit(jax.grad(functools.partial(value, f), (0, 1, 2)))(*arguments) for f in s4.FORMS)
-    for name in Continuous._fields[:-1]:
-        assert error(getattr(got[1], name), getattr(wanted[1], name)) < 4e-12, name
-    assert error(got[0], wanted[0]) < 4e-12
-    assert error(got[2], wanted[2]) < 4e-12
+    for x, y in zip((got[0], *got[1][:-1], got[2]), (wanted[0], *wanted[1][:-1], wanted[2]), strict=True):
+        assert error(x, y) < 4e-12
 
 
 @pytest.mark.parametrize("form", s4.FORMS)
@@ -141,8 +136,7 @@ def test_split_in_two_with_the_state_carried(x64, rng, form):
     y, last = run(form, x, parameters, h)
     first, between = run(form, x[:, :40], parameters, h)
     second, end = run(form, x[:, 40:], parameters, between)
-    assert error(np.concatenate([first, second], 1), y) < 1e-12
-    assert error(end, last) < 1e-12
+    assert max(error(np.concatenate([first, second], 1), y), error(end, last)) < 1e-12
 
 
 def kernel(A_bar, B_bar, C, length):
@@ -211,8 +205,7 @@ def test_causality_by_gradient(x64, rng, form):
 
 
 def in_single(parameters):
-    dtype = lambda x: np.complex64 if np.iscomplexobj(x) else np.float32  # noqa: E731
-    return jax.tree.map(lambda x: np.asarray(x, dtype(x)), parameters)
+    return jax.tree.map(lambda x: x.astype("F" if np.iscomplexobj(x) else "f"), parameters)
 
 
 def test_step_agrees_with_parallel_over_ten_thousand_steps(rng):
@@ -228,8 +221,7 @@ def test_step_agrees_with_parallel_over_ten_thousand_steps(rng):
         return jnp.moveaxis(y, 0, 1), state.h_bdn
 
     for y, h in (stepped(x), run("parallel", x, parameters)):
-        assert error(y, reference) < 2e-6 * 12_000**0.5
-        assert error(h, last) < 2e-6 * 12_000**0.5
+        assert max(error(y, reference), error(h, last)) < 2e-6 * 12_000**0.5
 
 
 @pytest.mark.parametrize("rule", ["bilinear", "backward_euler"])
@@ -240,10 +232,14 @@ def test_dt_A_down_to_minus_300(rng, form, rule):
     parameters.Lambda.real[:, 0] = -300 / parameters.dt
     parameters.Lambda.real[:, 1] = -1e-2
     parameters, x = in_single(parameters), rng.normal(size=(1, 65, 3)).astype(np.float32)
-    value = lambda x, parameters: (run(form, x, parameters, rule=rule)[0] ** 2).sum()  # noqa: E731
-    assert error(run(form, x, parameters, rule=rule)[0], oracle(x, parameters, rule=rule)[0]) < 2e-6 * 65**0.5
-    for gradient in jax.tree.leaves(jax.jit(jax.grad(value, (0, 1)))(x, parameters)):
-        assert np.isfinite(gradient).all()
+
+    def loss(x, parameters):
+        y, _ = run(form, x, parameters, rule=rule)
+        return (y**2).sum(), y
+
+    gradients, y = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(x, parameters)
+    assert error(y, oracle(x, parameters, rule=rule)[0]) < 2e-6 * 65**0.5
+    assert all(np.isfinite(gradient).all() for gradient in jax.tree.leaves(gradients))
 
 
 def test_every_transition_is_stable(x64, rng):
@@ -281,8 +277,7 @@ def test_layer_steps_as_it_reads_a_sequence(rng):
     for t in range(25, 40):
         y_t, state = apply(module, parameters, x[:, t], state, method="step")
         pieces.append(y_t[:, None])
-    assert error(np.concatenate(pieces, 1), y) < 2e-6 * 40**0.5
-    assert error(state.h_bdn, last.h_bdn) < 2e-6 * 40**0.5
+    assert max(error(np.concatenate(pieces, 1), y), error(state.h_bdn, last.h_bdn)) < 2e-6 * 40**0.5
 
 
 def test_layer_is_the_oracle_in_float32(rng):
@@ -343,24 +338,12 @@ def test_copies_are_shared_by_their_channels_alone(rng):
     assert initialised(layer(copies=1, A_init="legt"))["params"]["P"]["real"].shape == (1, 2, 4)
 
 
-def test_training_computes_no_matrix_power():
-    """Where the new state is not used, no more is compiled than the kernel and the convolution."""
-    module = layer(state_size=32, length=128)
-    x = jnp.zeros((1, 128, 4))
-    parameters = initialised(module)
-
-    def alone(parameters, x):
-        p = parameters["params"]
-        number = lambda name: jax.lax.complex(p[name]["real"], p[name]["imag"])  # noqa: E731
-        Lambda = jax.lax.complex(-jnp.exp(p["A_log"]), p["A_imag"])
-        tiled = [jnp.tile(v, (4,) + (1,) * (v.ndim - 1)) for v in (Lambda, number("P"), number("B"))]
-        K = dplr(*tiled, number("C")[:, None], jnp.exp(p["log_dt"]), 128)[:, 0]
-        return (convolve(x, K) + p["D"][None, None] * x).sum()
-
-    def flops(loss):
-        return jax.jit(jax.grad(loss)).lower(parameters, x).compile().cost_analysis()["flops"]
-
-    assert flops(lambda p, x: module.apply(p, x)[0].sum()) < 1.05 * flops(alone)
+def test_training_makes_no_dense_matrix():
+    """Of width 4 and 32 states: what only the new state or the recurrence needs is not compiled."""
+    module, x = layer(state_size=32, length=128), jnp.zeros((1, 128, 4))
+    compiled = lambda f: jax.jit(f).lower(initialised(module), x).compile().as_text()  # noqa: E731
+    assert "[4,32,32]" in compiled(lambda p, x: module.apply(p, x))
+    assert "[4,32,32]" not in compiled(jax.grad(lambda p, x: module.apply(p, x)[0].sum()))
 
 
 def test_bfloat16_activations_and_float32_states(rng):
