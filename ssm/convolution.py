@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact
 
 from kernels_pallas.long_convolution.xla import powers
-from ssm.discretize import resolvent
+from ssm.discretize import rational_weight
 
 
 def vandermonde(a_dn: Inexact[Array, "d n"], c_dn: Inexact[Array, "d n"], length: int) -> Float[Array, "d l"]:
@@ -83,10 +83,7 @@ def dplr(
     Raises ValueError for a rule that is not rational in A.
     """
     z = np.exp(-2j * np.pi * np.arange(length // 2 + 1) / length)
-    zero, one = jnp.zeros((), Lambda_dn.dtype), jnp.ones((), dt_d.dtype)
-    weight = resolvent(rule, zero, one, weight=weight)[1]
-    m_l, z_l = (jnp.asarray(x, Lambda_dn.dtype) for x in (1 - z, z))
-    d_l = weight * m_l + z_l
+    m_l, d_l = (jnp.asarray(x, Lambda_dn.dtype) for x in (1 - z, rational_weight(rule, weight) * (1 - z) + z))
 
     dt, root = (x[:, None, None].astype(Lambda_dn.dtype) for x in (dt_d, jnp.sqrt(dt_d)))
     P_drn = root * P_drn

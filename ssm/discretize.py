@@ -27,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, Inexact
+from jaxtyping import Array, Float, Inexact
 
 from ssm.naming import unknown
 
@@ -81,12 +81,12 @@ class Rule(NamedTuple):
     """One row of the module's table.
 
     weight: the fixed share of the current end; None where the caller may choose it; nan where it has no role.
-    resolvent: whether the rule is rational in A, so that S4's Woodbury kernel can use it.
+    rational: whether the rule is rational in A, so that S4's Woodbury kernel can use it.
     """
 
     diagonal: Callable
     weight: float | None
-    resolvent: bool
+    rational: bool
 
 
 RULES = {
@@ -99,7 +99,7 @@ RULES = {
     "dirac": Rule(_dirac, float("nan"), False),
     "exponential_trapezoidal": Rule(_exponential_trapezoidal, None, False),
 }
-RESOLVENT_RULES = tuple(name for name, rule in RULES.items() if rule.resolvent)
+RATIONAL_RULES = tuple(name for name, rule in RULES.items() if rule.rational)
 
 
 def check_rule(rule: str, mixer: str, allowed: tuple[str, ...] = tuple(RULES)) -> None:
@@ -175,7 +175,7 @@ def discretize_dense(
     n = A.shape[-1]
     eye, zero = jnp.eye(n, dtype=A.dtype), jnp.zeros_like(A)
     z = dt * A
-    if RULES[rule].resolvent:
+    if RULES[rule].rational:
         implicit = eye - w * z
         return Coefficients(jnp.linalg.solve(implicit, eye + (1 - w) * z), zero, dt * jnp.linalg.inv(implicit))
     if rule == "zoh":
@@ -187,19 +187,13 @@ def discretize_dense(
     return Coefficients(decay, zero, eye if rule == "dirac" else dt * eye)
 
 
-def resolvent(
-    rule: str,
-    z: Complex[Array, "..."],
-    dt: Float[Array, "..."],
-    *,
-    weight: float | None = None,
-) -> tuple[Complex[Array, "..."], Complex[Array, "..."]]:
-    r"""(m, d) with $(I - \bar A z)^{-1} \bar B = (m - d A)^{-1} B$, for the rules that are rational in A.
+def rational_weight(rule: str, weight: float | None = None) -> float:
+    r"""The w of a rule that is rational in A: $\bar A = (I - w\, dt A)^{-1} (I + (1-w)\, dt A)$.
 
-    m = (1 - z)/dt and d = w + (1-w) z. S4 (Lemma C.4) writes the bilinear case, w = 1/2, as
-    $\frac{2}{1+z} (\frac{2}{dt} \frac{1-z}{1+z} - A)^{-1} B$, which is 0/0 at the root of unity z = -1; here
-    d merely vanishes. z: complex, of dt's rank or scalar. Raises ValueError for a rule that is not rational.
+    Its transfer function is then $(I - \bar A z)^{-1} \bar B = (m - d\, dt A)^{-1} dt B$ with m = 1 - z and
+    d = w + (1-w) z. S4 (Lemma C.4) writes the bilinear case as
+    $\frac{2}{1+z} (\frac{2}{dt} \frac{1-z}{1+z} - A)^{-1} B$, which is 0/0 at the root of unity z = -1; here d
+    merely vanishes. Raises ValueError for any other rule.
     """
-    check_rule(rule, "a resolvent", RESOLVENT_RULES)
-    w = _weight(rule, weight)
-    return (1 - z) / dt.astype(z.dtype), w + (1 - w) * z
+    check_rule(rule, "Woodbury's identity", RATIONAL_RULES)
+    return _weight(rule, weight)

@@ -16,13 +16,13 @@ from kernels_pallas.associative_scan import associative_scan
 
 def linear_recurrence(
     a: Inexact[Array, "..."],
-    b: Inexact[Array, "b l *state"],
-    initial_state: Inexact[Array, "b *state"] | None = None,
+    b: Inexact[Array, "b l ..."],
+    initial_state: Inexact[Array, "b ..."] | None = None,
     *,
     reverse: bool = False,
     reset: Bool[Array, "b l"] | None = None,
     implementation: str = "auto",
-) -> tuple[Inexact[Array, "b l *state"], Inexact[Array, "b *state"]]:
+) -> tuple[Inexact[Array, "b l ..."], Inexact[Array, "b ..."]]:
     """All states of a diagonal recurrence, real or complex, and the last one reached.
 
     a: like b, or (*state,) where it is the same at every token. reverse: from the last token to the first.

@@ -18,9 +18,9 @@ from jaxtyping import Array, Complex, Float, Int
 
 from ssm import hippo
 from ssm.convolution import convolve, dplr
-from ssm.discretize import RESOLVENT_RULES, check_rule, discretize, resolvent
+from ssm.discretize import RATIONAL_RULES, check_rule, discretize, rational_weight
 from ssm.initializers import complex_normal, complex_parameter, constant, log_uniform
-from ssm.naming import unknown
+from ssm.mixers.s4d import run
 from ssm.recurrence import segment_starts
 
 SLOWEST = 1e-3  # least decay rate at the start, in 1/time: all measures but legs have Re Lambda = 0
@@ -68,15 +68,15 @@ def discrete_transition(
     $\bar A = a - g P S P^* g / dt$ and $\bar B = g B - w g P S P^* g B$. dt_d in time per token.
     Raises ValueError for a rule that is not rational in A.
     """
-    check_rule(rule, "s4", RESOLVENT_RULES)
+    check_rule(rule, "s4", RATIONAL_RULES)
     a, _, gain = discretize(rule, Lambda_dn, dt_d[:, None], weight=weight)
-    w = resolvent(rule, jnp.zeros((), a.dtype), jnp.ones((), dt_d.dtype), weight=weight)[1].real
+    w = rational_weight(rule, weight)
     gain_P = gain[:, None] * P_drn
     inner = 2 * jnp.einsum("drn,dsn->drs", P_drn.conj(), gain_P, precision="highest").real
     S_drs = jnp.linalg.inv(jnp.eye(inner.shape[-1], dtype=inner.dtype)[None] + w * inner)
     q_drn = 2 * jnp.einsum("drs,dsn->drn", S_drs.astype(a.dtype), gain[:, None] * P_drn.conj(), precision="highest")
     pulled = jnp.einsum("drn,dn->dr", q_drn, B_dn, precision="highest").real.astype(a.dtype)
-    b = gain * B_dn - w.astype(a.dtype) * jnp.einsum("drn,dr->dn", gain_P, pulled, precision="highest")
+    b = gain * B_dn - w * jnp.einsum("drn,dr->dn", gain_P, pulled, precision="highest")
     return Transition(a, gain_P / dt_d[:, None, None].astype(a.dtype), q_drn, b)
 
 
@@ -240,23 +240,7 @@ def step(x_bd: Float[Array, "b d"], system: System, state: State) -> tuple[Float
     return (_read(system.c_dn, h) + system.D_d[None] * x).astype(x_bd.dtype), State(h)
 
 
-FORMS = {"recurrent": recurrent, "parallel": parallel}
-
-
-def run(form: str, x_bld: Array, system: System, state: State | None, segment_ids: Array | None) -> tuple[Array, State]:
-    """The named form of a system; "auto" is the convolution, where nothing has to be forgotten.
-
-    Raises ValueError for an unknown form, a convolution asked to forget, or a state given to both directions.
-    """
-    if form != "auto" and form not in FORMS:
-        raise unknown("form", form, (*FORMS, "auto"))
-    if system.c_reverse_dn is not None and state is not None:
-        raise ValueError("state was given to a bidirectional mixer, which has none: it reads the future")
-    if segment_ids is not None:
-        if form == "parallel":
-            raise ValueError("form 'parallel' cannot take segment_ids, a convolution cannot forget; use 'recurrent'")
-        return recurrent(x_bld, system, state, segment_ids=segment_ids)
-    return FORMS["parallel" if form == "auto" else form](x_bld, system, state)
+FORMS = {"recurrent": recurrent, "parallel": parallel, "auto": parallel}
 
 
 class S4(nn.Module):
@@ -266,7 +250,7 @@ class S4(nn.Module):
     state_size: N. A_init: a measure of `ssm.hippo`. copies: distinct (A, B) that the channels share in turn (the
     paper's n_ssm), None for one a channel. rule, weight: of `ssm.discretize`, rational in A. dt_min, dt_max:
     range of dt at the start, in time per token. bidirectional: a second C reads the tokens to come. form: see
-    `run`.
+    `s4d.run`, with the convolution for "auto".
     """
 
     width: int
@@ -287,7 +271,7 @@ class S4(nn.Module):
             raise ValueError(f"copies is {copies}; it must be a divisor of width, which is {self.width}")
         if not self.length or self.length < 1:
             raise ValueError(f"length is {self.length}; s4 needs that of its training sequences, at least 1 token")
-        check_rule(self.rule, "s4", RESOLVENT_RULES)
+        check_rule(self.rule, "s4", RATIONAL_RULES)
         Lambda, P, B, _ = hippo.dplr(self.A_init, self.state_size)
         shape = (copies, Lambda.size)
         self.log_dt = self.param("log_dt", log_uniform(self.dt_min, self.dt_max), (self.width,))
@@ -318,7 +302,7 @@ class S4(nn.Module):
         return discrete(Lambda, P, B, self.C[0], self.D, dt, self.length, **options)
 
     def __call__(self, x_bld, state: State | None = None, *, segment_ids=None):
-        return run(self.form, x_bld, self.system(x_bld.shape[1]), state, segment_ids)
+        return run(self.form, x_bld, self.system(x_bld.shape[1]), state, segment_ids, FORMS)
 
     def step(self, x_bd, state: State):
         return step(x_bd, self.system(), state)

@@ -4,6 +4,7 @@ $x'(t) = A x(t) + B u(t)$, $y(t) = \mathrm{Re}\, C x(t) + D u(t)$ with diagonal 
 channel. Of N complex states, conjugate pairs, half are kept and C counts twice.
 """
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -86,7 +87,10 @@ def parallel(
     x = x_bld.astype(D.dtype)
     y = convolve(x, vandermonde(a, c * b, length), reverse) + D[None, None] * x
     table = powers(a, length)
-    last = jnp.einsum("bld,dnl->bdn", x.astype(a.dtype), jnp.flip(table, -1), precision="highest") * b[None]
+    late = jnp.flip(table, -1)
+    planes = (late.real, late.imag) if jnp.iscomplexobj(late) else (late,)
+    sums = [jnp.einsum("bld,dnl->bdn", x, plane, precision="highest") for plane in planes]
+    last = (jax.lax.complex(*sums) if len(sums) == 2 else sums[0]) * b[None]
     if state is not None:
         y += jnp.einsum("bdn,dnl->bld", state.h_bdn * (c * a)[None], table, precision="highest").real
         last += (a * table[..., -1])[None] * state.h_bdn
@@ -111,25 +115,30 @@ def step(x_bd: Float[Array, "b d"], system: System, state: State) -> tuple[Float
     return y.astype(x_bd.dtype), State(h)
 
 
-FORMS = {"recurrent": recurrent, "parallel": parallel, "chunked": chunked}
+FORMS = {"recurrent": recurrent, "parallel": parallel, "chunked": chunked, "auto": chunked}
 
 
 def run(
-    form: str, x_bld: Array, system: System, state: State | None, segment_ids: Array | None
-) -> tuple[Array, State]:
-    """The named form of a system; "auto" is the matrix products, or what can forget.
+    form: str,
+    x_bld: Array,
+    system: tuple,
+    state: tuple | None,
+    segment_ids: Array | None,
+    forms: Mapping[str, Callable] = FORMS,
+) -> tuple[Array, tuple]:
+    """The named form of a system; with segment_ids "auto" is the recurrence, which can forget.
 
     Raises ValueError for an unknown form, a convolution asked to forget, or a state given to both directions.
     """
-    if form != "auto" and form not in FORMS:
-        raise unknown("form", form, (*FORMS, "auto"))
+    if form not in forms:
+        raise unknown("form", form, forms)
     if system.c_reverse_dn is not None and state is not None:
         raise ValueError("state was given to a bidirectional mixer, which has none: it reads the future")
     if segment_ids is not None:
         if form in ("parallel", "chunked"):
             raise ValueError(f"form {form!r} cannot take segment_ids, a convolution cannot forget; use 'recurrent'")
-        return recurrent(x_bld, system, state, segment_ids=segment_ids)
-    return FORMS["chunked" if form == "auto" else form](x_bld, system, state)
+        return forms["recurrent"](x_bld, system, state, segment_ids=segment_ids)
+    return forms[form](x_bld, system, state)
 
 
 class S4D(nn.Module):

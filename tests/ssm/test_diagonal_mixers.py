@@ -12,6 +12,7 @@ from tests.oracles import assert_close, dense_rule, dense_ssm, with_conjugates
 
 D, N, LENGTH = 2, 3, 33
 WEIGHT = 0.3
+FORMS = ("recurrent", "parallel", "chunked")
 
 
 def weight(rule):
@@ -55,7 +56,7 @@ def s4d_system(p, rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("form", s4d.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_s4d_is_the_dense_loop(form, rule, rng, x64):
     p, u = s4d_arguments(rng), rng.normal(size=(2, LENGTH, D))
     y, state = s4d.FORMS[form](jnp.asarray(u), s4d_system(p, rule))
@@ -65,7 +66,7 @@ def test_s4d_is_the_dense_loop(form, rule, rng, x64):
         assert_close(state.h_bdn, last, scale=LENGTH * N)
 
 
-@pytest.mark.parametrize("form", s4d.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_s4d_starts_from_a_state(form, rng, x64):
     p, u, h = s4d_arguments(rng), rng.normal(size=(2, LENGTH, D)), normal(rng, 2, D, N)
     y, state = s4d.FORMS[form](jnp.asarray(u), s4d_system(p, "zoh"), s4d.State(jnp.asarray(h)))
@@ -83,9 +84,9 @@ def test_s4d_gradients_by_differences_of_the_loop(rule, rng, x64):
     at = lambda eps: np.sum(bar * s4d_loop(u, **{k: p[k] + eps * direction[k] for k in p}, rule=rule)[0])  # noqa: E731
     slope = (at(1e-6) - at(-1e-6)) / 2e-6
     grads = {}
-    for form, run in s4d.FORMS.items():
-        total = lambda p: jnp.sum(bar * run(jnp.asarray(u), s4d_system(p, rule))[0])  # noqa: B023, E731
-        grads[form] = jax.grad(total)({k: jnp.asarray(v) for k, v in p.items()})
+    for form in FORMS:
+        total = lambda p: jnp.sum(bar * s4d.FORMS[form](jnp.asarray(u), s4d_system(p, rule))[0])  # noqa: B023, E731
+        grads[form] = jax.jit(jax.grad(total))({k: jnp.asarray(v) for k, v in p.items()})
         along = sum(np.sum(np.asarray(grads[form][k]) * direction[k]).real for k in p)
         np.testing.assert_allclose(along, slope, rtol=1e-6)
     for form in ("parallel", "chunked"):
@@ -155,8 +156,8 @@ def test_strong_and_absent_decay(rng):
         system = s4d.discrete(jax.lax.complex(A_real, A.imag), ones, ones, jnp.zeros(1), jnp.ones(1))
         return s4d.FORMS[form](jnp.ones((1, 200, 1)), system)
 
-    for form in s4d.FORMS:
-        y, state = run(A.real, form)
+    for form in FORMS:
+        y, state = jax.jit(run, static_argnums=1)(A.real, form)
         np.testing.assert_allclose(state.h_bdn[0, 0, :2], 200, rtol=1e-5)
-        grad = jax.grad(lambda a: jnp.sum(run(a, form)[0]))(A.real)  # noqa: B023
+        grad = jax.jit(jax.grad(lambda a: jnp.sum(run(a, form)[0])))(A.real)  # noqa: B023
         assert np.all(np.isfinite(y)) and np.all(np.isfinite(grad))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from ssm.discretize import RESOLVENT_RULES, RULES, discretize, discretize_dense, first_order, phi1, resolvent
+from ssm.discretize import RATIONAL_RULES, RULES, discretize, discretize_dense, first_order, phi1, rational_weight
 from tests.oracles import assert_close, dense_rule
 
 ORDER_FREE = {"forward_euler": 1, "backward_euler": 1, "bilinear": 2, "generalized_bilinear": 2}
@@ -150,14 +150,14 @@ def test_first_order_is_the_same_recurrence(rule, rng, x64):
         assert_close(folded + feedthrough * v, h, scale=10)
 
 
-@pytest.mark.parametrize("rule", RESOLVENT_RULES)
-def test_resolvent_is_the_transfer_function(rule, rng, x64):
+@pytest.mark.parametrize("rule", RATIONAL_RULES)
+def test_the_weight_gives_the_transfer_function(rule, rng, x64):
     A, *_ = system(rng)
     Abar, _, Bbar = dense_rule(rule, A, 0.2)
     for z in (-1.0, 1j, np.exp(0.3j), 1.0):
-        m, d = resolvent(rule, jnp.asarray(z, complex), jnp.asarray(0.2))
+        w = rational_weight(rule)
         expected = np.linalg.solve(np.eye(4) - z * Abar, Bbar)
-        assert_close(np.linalg.inv(complex(m) * np.eye(4) - complex(d) * A), expected, scale=100)
+        assert_close(0.2 * np.linalg.inv((1 - z) * np.eye(4) - (w + (1 - w) * z) * 0.2 * A), expected, scale=100)
 
 
 def test_names_and_weights_are_checked():
@@ -165,5 +165,5 @@ def test_names_and_weights_are_checked():
         discretize("zho", jnp.zeros(1), jnp.ones(1))
     with pytest.raises(ValueError, match="weight is fixed by rule 'zoh'"):
         discretize("zoh", jnp.zeros(1), jnp.ones(1), weight=0.5)
-    with pytest.raises(ValueError, match="rule 'zoh' is not one that a resolvent can take. Allowed: bilinear"):
-        resolvent("zoh", jnp.ones(1, complex), jnp.ones(1))
+    with pytest.raises(ValueError, match="rule 'zoh' is not one that Woodbury's identity can take. Allowed"):
+        rational_weight("zoh")

@@ -144,5 +144,7 @@ def test_strong_decays_and_slow_modes(rng):
 
 
 def test_only_rational_rules(rng):
-    with pytest.raises(ValueError, match="rule 'zoh' is not one that a resolvent can take. Allowed: bilinear, "):
+    with pytest.raises(
+        ValueError, match="rule 'zoh' is not one that Woodbury's identity can take. Allowed: bilinear, "
+    ):
         dplr(*as_jax(*parameters(rng, "legs", 4)), 8, rule="zoh")

@@ -72,7 +72,7 @@ def test_every_form_is_step_after_step(name, options, length, rng):
         close(jax.jit(apply)(variables, x), expected)
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", ["s4d", "lru"])
 def test_jit_changes_nothing(name, rng):
     module, variables, x = start(name, {}, rng, 9)
     close(module.apply(variables, x), jax.jit(module.apply)(variables, x), scale=9)
@@ -133,8 +133,8 @@ def test_no_gradient_from_the_future_or_another_row(name, options, rng):
 @each(OWN)
 def test_vmap(name, options, rng):
     module, variables, x = start(name, options, rng, 9)
-    y, state = jax.vmap(lambda row: module.apply(variables, row[None]))(x)
-    close((y[:, 0], jax.tree.map(lambda s: s[:, 0], state)), module.apply(variables, x), scale=9)
+    y, state = jax.jit(jax.vmap(lambda row: module.apply(variables, row[None])))(x)
+    close((y[:, 0], jax.tree.map(lambda s: s[:, 0], state)), jax.jit(module.apply)(variables, x), scale=9)
 
 
 BOTH_WAYS = [name for name in MIXERS if name != "liquid_s4"]
@@ -150,7 +150,7 @@ def test_bidirectional_is_the_layer_and_its_mirror(name, rng):
     forward = {k: v for k, v in params.items() if k != f"{read}_reverse"}
     forward[read] = params[f"{read}_reverse"]
     silent = params | {read: jax.tree.map(jnp.zeros_like, params[read]), "D": jnp.zeros(WIDTH)}
-    mirrored, _ = layer(name).apply({"params": forward | {"D": jnp.zeros(WIDTH)}}, x[:, ::-1])
+    mirrored, _ = jax.jit(layer(name).apply)({"params": forward | {"D": jnp.zeros(WIDTH)}}, x[:, ::-1])
     expected = mirrored[:, ::-1]
     if name not in ("s5", "lru"):
         expected = jnp.pad(expected[:, 1:], ((0, 0), (0, 1), (0, 0)))
@@ -165,8 +165,9 @@ def test_bidirectional_is_the_layer_and_its_mirror(name, rng):
 def test_bidirectional_segments(name, rng):
     module, variables, x = start(name, dict(bidirectional=True), rng, 20)
     ids = jnp.asarray([[0] * 8 + [1] * 12] * 2)
-    packed, _ = module.apply(variables, x, segment_ids=ids)
-    parts = [module.apply(variables, part)[0] for part in (x[:, :8], x[:, 8:])]
+    apply = jax.jit(module.apply)
+    packed, _ = apply(variables, x, segment_ids=ids)
+    parts = [apply(variables, part)[0] for part in (x[:, :8], x[:, 8:])]
     close(packed, jnp.concatenate(parts, 1), scale=20)
 
 
@@ -184,10 +185,11 @@ def test_hundred_thousand_tokens(name, rng):
 def test_bfloat16_activations_keep_float32_states(rng):
     for name in MIXERS:
         module, variables, x = start(name, {}, rng, 33)
-        y, state = module.apply(variables, x.astype(jnp.bfloat16))
+        apply = jax.jit(module.apply)
+        y, state = apply(variables, x.astype(jnp.bfloat16))
         assert y.dtype == jnp.bfloat16
         assert all(leaf.dtype in (jnp.complex64, jnp.float32) for leaf in jax.tree.leaves(state))
-        assert_close(y, module.apply(variables, x.astype(jnp.bfloat16).astype(jnp.float32))[0])
+        assert_close(y, apply(variables, x.astype(jnp.bfloat16).astype(jnp.float32))[0])
 
 
 def test_a_layer_crosses_to_nnx(rng):

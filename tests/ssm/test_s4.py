@@ -14,6 +14,7 @@ from ssm.mixers.s4 import S4, State
 
 WEIGHT = {"bilinear": 0.5, "generalized_bilinear": 0.3, "forward_euler": 0.0, "backward_euler": 1.0}
 MEASURES = ("legs", "legt", "lagt", "fout")
+FORMS = ("recurrent", "parallel")
 LENGTH = 64  # that of the truncated C
 
 
@@ -60,7 +61,7 @@ def run(form, x, continuous, h=None, segment_ids=None, rule="bilinear", length=L
     """(y, h) of a form; the truncation of C is part of it, so that gradients pass through."""
     state = None if h is None else State(h)
     made = system(continuous, rule, length, x.shape[1], bidirectional)
-    y, state = s4.run(form, x, made, state, segment_ids)
+    y, state = s4.run(form, x, made, state, segment_ids, s4.FORMS)
     return y, state.h_bdn
 
 
@@ -91,7 +92,7 @@ def state_of(rng, b=2, d=3, n=4):
     return rng.normal(size=(b, d, n)) + 1j * rng.normal(size=(b, d, n))
 
 
-@pytest.mark.parametrize("form", s4.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("measure", MEASURES)
 def test_forms_equal_the_dense_loop(x64, rng, measure, form):
     """Every rule, one of them with rank 2; an odd length below the configured one; a state carried in and out."""
@@ -110,7 +111,7 @@ def test_lengths_around_the_configured_one(x64, rng, length, tokens):
     """
     x, parameters = rng.normal(size=(2, tokens, 3)), continuous(rng)
     wanted = oracle(x, parameters)
-    for form in s4.FORMS:
+    for form in FORMS:
         for got, reference in zip(run(form, x, parameters, length=length), wanted, strict=True):
             assert error(got, reference) < (1e-11 if length == 1 else 1e-12), form
 
@@ -125,12 +126,12 @@ def test_gradients_of_the_forms_agree(x64, rng, measure, rule):
         y, h = run(form, *arguments, rule=rule)
         return (y * y_bar).sum() + (h * h_bar).real.sum()
 
-    wanted, got = (jax.jit(jax.grad(functools.partial(value, f), (0, 1, 2)))(*arguments) for f in s4.FORMS)
+    wanted, got = (jax.jit(jax.grad(functools.partial(value, f), (0, 1, 2)))(*arguments) for f in FORMS)
     for x, y in zip((got[0], *got[1][:-1], got[2]), (wanted[0], *wanted[1][:-1], wanted[2]), strict=True):
         assert error(x, y) < 4e-12
 
 
-@pytest.mark.parametrize("form", s4.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_split_in_two_with_the_state_carried(x64, rng, form):
     x, h, parameters = rng.normal(size=(2, 65, 3)), state_of(rng), continuous(rng)
     y, last = run(form, x, parameters, h)
@@ -158,7 +159,7 @@ def test_bidirectional_equals_a_double_loop(x64, rng, tokens):
     for t in range(tokens):
         for s in range(tokens):
             y[:, t] += x[:, s] * (K[:, t - s] if s <= t else K_reverse[:, s - t - 1])
-    for form in s4.FORMS:
+    for form in FORMS:
         assert error(run(form, x, parameters, bidirectional=True)[0], y) < 1e-12, form
 
 
@@ -177,7 +178,7 @@ def test_packed_equals_separate(x64, rng, bidirectional):
         assert error(last[row : row + 1], end) < 1e-12
 
 
-@pytest.mark.parametrize("form", s4.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_vmap_and_no_jit(x64, rng, form):
     x, h, parameters = rng.normal(size=(2, 2, 5, 3)), np.stack([state_of(rng), state_of(rng)]), continuous(rng)
     several = jax.vmap(functools.partial(run, form), (0, None, 0))(x, parameters, h)
@@ -188,7 +189,7 @@ def test_vmap_and_no_jit(x64, rng, form):
     assert error(several[1][1], state.h_bdn) < 1e-13
 
 
-@pytest.mark.parametrize("form", s4.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_causality_by_gradient(x64, rng, form):
     """dy_t/dx_s is 0 for s > t; and of the second kernel alone, with C and D at 0, for s <= t."""
     x, parameters = rng.normal(size=(1, 9, 3)), continuous(rng)
@@ -225,7 +226,7 @@ def test_step_agrees_with_parallel_over_ten_thousand_steps(rng):
 
 
 @pytest.mark.parametrize("rule", ["bilinear", "backward_euler"])
-@pytest.mark.parametrize("form", s4.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_dt_A_down_to_minus_300(rng, form, rule):
     """In float32, in value against float64, and in finite gradients."""
     parameters = continuous(rng)
@@ -348,7 +349,7 @@ def test_training_makes_no_dense_matrix():
 
 def test_bfloat16_activations_and_float32_states(rng):
     x = jnp.asarray(rng.normal(size=(2, 33, 4)), jnp.bfloat16)
-    for form in s4.FORMS:
+    for form in FORMS:
         module = layer(form=form)
         y, state = apply(module, initialised(module), x)
         exact, _ = apply(module, initialised(module), x.astype(jnp.float32))
