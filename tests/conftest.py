@@ -8,10 +8,10 @@ FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_lev
 os.environ.setdefault("XLA_FLAGS", f"{FLAGS} --xla_llvm_disable_expensive_passes=true")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
-import jaxtyping
-import numpy as np
-import pytest
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / f"jax-{jax.__version__}"
 
