@@ -10,7 +10,7 @@ Presets are MODEL,SIZE in any order; s4d,demo where nothing is said.
                   --config.task.source=idx --config.task.data_dir=DIR
            smoke  four steps of a tiny model
 The same on permuted digits or on Fashion-MNIST: --config.task.name=psmnist or fashion.
-A mixer's options: --config.model.mixers.s4d.state_size=64, or all of them at once:
+A mixer's options: --config.model.mixers.s4d.rule=bilinear, or all of them at once:
     --config.model.mixers="{'s4d': {'state_size': 64, 'A_init': 'lin'}}"
 
 Published, in percent: S4 99.63 (permuted 98.70), S5 99.65 (98.67); of S4D, DSS, LRU and Liquid-S4 none. S4's
@@ -27,10 +27,12 @@ MODELS = ("s4d", "s4", "dss", "s5", "lru", "liquid_s4")
 SIZES = ("demo", "paper", "smoke")
 PUBLISHED = {"s4": (99.63, "Gu et al. 2022"), "s5": (99.65, "Smith et al. 2023")}
 MIXERS = {
-    "s4": {"length": 784},
-    "dss": {"length": 784},
-    "s5": {"blocks": 2},
-    "lru": {"r_min": 0.9, "r_max": 0.999, "max_phase": 0.314},
+    "s4d": {"rule": "zoh"},
+    "s4": {"rule": "bilinear", "length": 784},
+    "dss": {"rule": "zoh", "length": 784},
+    "s5": {"rule": "zoh", "blocks": 2},
+    "lru": {"rule": "dirac", "r_min": 0.9, "r_max": 0.999, "max_phase": 0.314},
+    "liquid_s4": {"rule": "bilinear"},
 }
 STATE_SIZE = {"demo": 32, "paper": 64, "smoke": 4}
 
@@ -46,7 +48,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.task = {"name": "smnist", "source": "mnist_5k", "data_dir": ""}
     config.model = {
         "pattern": model,
-        "mixers": {model: MIXERS.get(model, {}) | {"state_size": STATE_SIZE[size]}},
+        "mixers": {model: MIXERS[model] | {"state_size": STATE_SIZE[size]}},
         "width": 64,
         "depth": 2,
         "norm": "batch",

@@ -102,12 +102,17 @@ class SequenceClassifier(nn.Module):
             raise unknown("dtype", self.dtype, DTYPES)
         if self.pooling not in POOLINGS:
             raise unknown("pooling", self.pooling, POOLINGS)
+        names = layers(self.pattern, self.depth)
         for name in self.mixers:
-            if name not in MIXERS:
-                raise unknown("mixer", name, MIXERS)
+            if name not in names:
+                raise unknown("mixer with options", name, names)
+        if self.width < 1:
+            raise ValueError(f"width is {self.width}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         x = Encoder(self.encoder, self.input_size, self.width, DTYPES[self.dtype], name="encoder")(inputs)
         mask = None if lengths is None else jnp.arange(x.shape[1])[None] < self._check_lengths(lengths, x)[:, None]
-        for i, name in enumerate(layers(self.pattern, self.depth)):
+        for i, name in enumerate(names):
             x = Block(
                 mixer=name,
                 options=self.mixers.get(name, {}),

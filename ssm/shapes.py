@@ -9,14 +9,3 @@ q  chunk size          k  taps of a short convolution
 A complex state of a real system comes in conjugate pairs: n counts the N / 2 that are kept, and a
 `state_size` counts all N.
 """
-
-from typing import TypeAlias
-
-from jaxtyping import Array, Complex, Float, Num
-
-Real: TypeAlias = Float[Array, "..."]
-Scalar: TypeAlias = Float[Array, ""] | float
-Sequence: TypeAlias = Float[Array, "b l d"]
-Token: TypeAlias = Float[Array, "b d"]
-ComplexState: TypeAlias = Complex[Array, "b d n"]
-Numeric: TypeAlias = Num[Array, "..."]

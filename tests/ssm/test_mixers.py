@@ -57,7 +57,7 @@ def stepped(module, variables, x):
     return jnp.stack(y, 1), state
 
 
-def close(out, ref, scale=65):
+def assert_all_close(out, ref, scale=65):
     for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(ref), strict=True):
         assert_close(a, b, scale=scale)
 
@@ -69,13 +69,13 @@ def test_every_form_is_step_after_step(name, options, length, rng):
     expected = stepped(module, variables, x)
     for form in (*forms(name, options), "auto"):
         apply = layer(name, form=form, **options).apply
-        close(jax.jit(apply)(variables, x), expected)
+        assert_all_close(jax.jit(apply)(variables, x), expected)
 
 
 @pytest.mark.parametrize("name", ["s4d", "lru"])
 def test_jit_changes_nothing(name, rng):
     module, variables, x = start(name, {}, rng, 9)
-    close(module.apply(variables, x), jax.jit(module.apply)(variables, x), scale=9)
+    assert_all_close(module.apply(variables, x), jax.jit(module.apply)(variables, x), scale=9)
 
 
 @each(OWN)
@@ -111,8 +111,8 @@ def test_packed_is_separate(name, options, rng):
     apply = jax.jit(module.apply)
     packed, last = apply(variables, x, segment_ids=ids)
     ends = [apply(variables, part) for part in (x[:, :10], x[:, 10:11], x[:, 11:])]
-    close(packed, jnp.concatenate([y for y, _ in ends], 1))
-    close(last, ends[-1][1])
+    assert_all_close(packed, jnp.concatenate([y for y, _ in ends], 1))
+    assert_all_close(last, ends[-1][1])
 
 
 @each(OWN)
@@ -134,7 +134,7 @@ def test_no_gradient_from_the_future_or_another_row(name, options, rng):
 def test_vmap(name, options, rng):
     module, variables, x = start(name, options, rng, 9)
     y, state = jax.jit(jax.vmap(lambda row: module.apply(variables, row[None])))(x)
-    close((y[:, 0], jax.tree.map(lambda s: s[:, 0], state)), jax.jit(module.apply)(variables, x), scale=9)
+    assert_all_close((y[:, 0], jax.tree.map(lambda s: s[:, 0], state)), jax.jit(module.apply)(variables, x), scale=9)
 
 
 BOTH_WAYS = [name for name in MIXERS if name != "liquid_s4"]
@@ -156,7 +156,7 @@ def test_bidirectional_is_the_layer_and_its_mirror(name, rng):
         expected = jnp.pad(expected[:, 1:], ((0, 0), (0, 1), (0, 0)))
     for form in forms(name, {}):
         out, _ = jax.jit(layer(name, bidirectional=True, form=form).apply)({"params": silent}, x)
-        close(out, expected)
+        assert_all_close(out, expected)
     with pytest.raises(ValueError, match="state was given to a bidirectional mixer"):
         module.apply(variables, x, layer(name).initial_state(2))
 
@@ -168,7 +168,7 @@ def test_bidirectional_segments(name, rng):
     apply = jax.jit(module.apply)
     packed, _ = apply(variables, x, segment_ids=ids)
     parts = [apply(variables, part)[0] for part in (x[:, :8], x[:, 8:])]
-    close(packed, jnp.concatenate(parts, 1), scale=20)
+    assert_all_close(packed, jnp.concatenate(parts, 1), scale=20)
 
 
 @pytest.mark.parametrize("name", ["s4d", "s5", "lru"])
@@ -195,7 +195,7 @@ def test_bfloat16_activations_keep_float32_states(rng):
 def test_a_layer_crosses_to_nnx(rng):
     module, variables, x = start("s4d", {}, rng, 9)
     ported = bridge.ToNNX(module, rngs=nnx.Rngs(params=jax.random.key(1))).lazy_init(x)
-    close(ported(x)[0], module.apply(jax.tree.map(lambda v: v, nnx_params(ported)), x)[0], scale=9)
+    assert_all_close(ported(x)[0], module.apply(jax.tree.map(lambda v: v, nnx_params(ported)), x)[0], scale=9)
 
 
 def nnx_params(ported):

@@ -16,7 +16,9 @@ MIXER_OPTIONS["s4"]["length"] = MIXER_OPTIONS["dss"]["length"] = 12
 
 
 def classifier(**options):
-    return SequenceClassifier(**dict(classes=3, input_size=2, width=4, depth=2, mixers=MIXER_OPTIONS) | options)
+    names = options.get("pattern", "s4d").split()
+    mixers = {name: MIXER_OPTIONS[name] for name in names if name in MIXER_OPTIONS}
+    return SequenceClassifier(**dict(classes=3, input_size=2, width=4, depth=2, mixers=mixers) | options)
 
 
 def start(rng, **options):
@@ -136,7 +138,9 @@ X = jnp.zeros((2, 12, 2))
     ("options", "inputs", "message"),
     [
         (dict(pattern="s4d s6"), X, "unknown mixer in pattern 's6'; did you mean"),
-        (dict(mixers={"s5d": {}}), X, "unknown mixer 's5d'; did you mean"),
+        (dict(mixers={"s4": {}}), X, "unknown mixer with options 's4'; did you mean 's4d'"),
+        (dict(dropout=2.0), X, "dropout is 2.0; it must be at least 0 and below 1"),
+        (dict(width=0), X, "width is 0; it must be at least 1"),
         (dict(mixers={"s4d": dict(state=4)}), X, "unknown option of s4d 'state'; did you mean 'state_size'"),
         (dict(norm="bach"), X, "unknown norm 'bach'; did you mean 'batch'"),
         (dict(glu="half3"), X, "unknown glu 'half3'"),

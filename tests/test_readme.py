@@ -1,0 +1,39 @@
+"""The README's code runs and prints what the README says; its commands and files exist."""
+
+import contextlib
+import io
+import pathlib
+import re
+
+import numpy as np
+
+from experiments import report
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_examples_print_what_is_shown():
+    """All blocks in one session, as a reader would paste them. Numbers may differ in the last digit shown."""
+    blocks, names, printed = re.findall(r"```python\n(.*?)```", README, re.DOTALL), {}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for block in blocks:
+            exec(block, names)
+    lines = printed.getvalue().splitlines()
+    assert len(blocks) == 2 and len(lines) == 3
+    shown = [line for line in README.splitlines() if line.startswith(("recurrent", "parallel", "chunked"))]
+    values = [np.array(re.findall(r"-?\d+\.\d+", line), float) for line in lines + shown]
+    for other in values[1:]:
+        np.testing.assert_allclose(other, values[0], rtol=1e-4)
+
+
+def test_files_and_targets_exist():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z-]+)", README)) <= targets
+
+
+def test_the_table_is_the_records():
+    """`make report` prints the table; nothing in it is typed by hand."""
+    assert report.table(report.RESULTS) in README
