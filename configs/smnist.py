@@ -30,7 +30,7 @@ MIXERS = {
     "s4d": {"rule": "zoh"},
     "s4": {"rule": "bilinear", "length": 784},
     "dss": {"rule": "zoh", "length": 784},
-    "s5": {"rule": "zoh", "blocks": 2},
+    "s5": {"rule": "zoh", "blocks": 1},
     "lru": {"rule": "dirac", "r_min": 0.9, "r_max": 0.999, "max_phase": 0.314},
     "liquid_s4": {"rule": "bilinear"},
 }
@@ -94,6 +94,8 @@ def get_config(preset: str = "") -> ConfigDict:
 
 
 def _demo(config: ConfigDict, model: str) -> None:
+    if model in ("s5", "lru"):  # one state for all channels
+        config.model.mixers[model].state_size = 64
     another = "s5" if model == "s4d" else "s4d"
     config.next = f"python -m experiments.train --config=configs/smnist.py:{another},demo --workdir=runs/{another}"
 
