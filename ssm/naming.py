@@ -12,7 +12,7 @@ def unknown(kind: str, given: Any, allowed: Iterable[str]) -> ValueError:
     >>> unknown("rule", "zho", ["zoh", "dirac"])
     ValueError("unknown rule 'zho'; did you mean 'zoh'? Allowed: dirac, zoh")
     """
-    allowed = sorted(allowed)
+    allowed = sorted(set(allowed))
     nearest = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     return ValueError(f"unknown {kind} {given!r}{hint} Allowed: {', '.join(allowed)}")
