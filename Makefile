@@ -6,7 +6,6 @@ ORACLES := .venv-oracles/bin
 ACCELERATORS := .venv-accelerators/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest -q -n 2
-export JAX_PLATFORMS ?= cpu
 
 .PHONY: demo test test-oracles test-accelerators benchmark report lint clean help
 

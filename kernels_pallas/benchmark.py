@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kernels_pallas.associative_scan import IMPLEMENTATIONS as SCANS
 from kernels_pallas.associative_scan import associative_scan
@@ -70,9 +71,9 @@ def convolutions(specs) -> Iterator[tuple]:
     """As `scans`."""
     for spec in specs:
         d, n = spec.channels, spec.states
-        z = jnp.geomspace(0.001, 0.1, d)[:, None] * (-0.5 + 1j * jnp.pi * jnp.arange(n))[None]
-        a, b, D = jnp.exp(z), jnp.ones((d, n), z.dtype), jnp.ones(d)
-        u, c = normal(0, spec.batch, spec.length, d), normal(1, d, n) + 1j * normal(2, d, n)
+        z = np.geomspace(0.001, 0.1, d)[:, None] * (-0.5 + 1j * np.pi * np.arange(n))
+        a, b, D = jnp.exp(z.astype(np.complex64)), jnp.ones((d, n), jnp.complex64), jnp.ones(d)
+        u, c = normal(0, spec.batch, spec.length, d), jax.lax.complex(normal(1, d, n), normal(2, d, n))
         functions = {name: first(long_convolution, name) for name in CONVOLUTIONS}
         kernel = normal(3, d, spec.length)
         functions["fft"] = lambda u, a, b, c, D, kernel=kernel: fft(u, kernel)

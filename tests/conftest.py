@@ -21,8 +21,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request):
-    """No implicit promotion of dtype or rank, but in tests of training: optax relies on it."""
-    if "experiments" in request.path.parts:
+    """No implicit promotion of dtype or rank in our mathematics; optax and users rely on it."""
+    if request.path.parent.name not in ("ssm", "kernels_pallas"):
         yield
         return
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
