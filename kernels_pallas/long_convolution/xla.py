@@ -32,12 +32,12 @@ def run(u, a, b, c, c_reverse, h, chunk_size, precision):
 
     y = jnp.einsum("dqs,bcsd->bcqd", _toeplitz(a_dnq, b, c, c_reverse, q), u_bcqd, **matrix)
     enter = jnp.flip(a_dnq[..., :q], -1) * b[..., None]
-    summary = _apply("dns,bcsd->bcdn", enter, u_bcqd, **matrix)
+    summary = apply_table("dns,bcsd->bcdn", enter, u_bcqd, **matrix)
     states = _across_chunks(a_dnq[..., q], summary, h)
     y += _read("dnq,bcdn->bcqd", c[..., None] * a_dnq[..., 1:], states[:, :-1], **matrix)
     if c_reverse is not None:
         enter = a_dnq[..., :q] * b[..., None]
-        summary = _apply("dns,bcsd->bcdn", enter, u_bcqd, **matrix)
+        summary = apply_table("dns,bcsd->bcdn", enter, u_bcqd, **matrix)
         later = jnp.flip(_across_chunks(a_dnq[..., q], jnp.flip(summary, 1), jnp.zeros_like(h))[:, :-1], 1)
         leave = c_reverse[..., None] * jnp.flip(a_dnq[..., :q], -1)
         y += _read("dnq,bcdn->bcqd", leave, later, **matrix)
@@ -70,12 +70,12 @@ def _last(a_dnq, b, u_bcqd, states, remainder, **matrix):
     if not remainder:
         return states[:, -1]
     enter = jnp.flip(a_dnq[..., :remainder], -1) * b[..., None]
-    added = _apply("dns,bsd->bdn", enter, u_bcqd[:, -1, :remainder], **matrix)
+    added = apply_table("dns,bsd->bdn", enter, u_bcqd[:, -1, :remainder], **matrix)
     return a_dnq[None, ..., remainder] * states[:, -2] + added
 
 
-def _apply(equation, table, x, **matrix):
-    """An einsum of a complex table with a real array, as one real product."""
+def apply_table(equation, table, x, **matrix):
+    """An einsum of a table (d, n, ...), real or complex, with a real array, as one real product."""
     if not jnp.iscomplexobj(table):
         return jnp.einsum(equation, table, x, **matrix)
     n = table.shape[1]

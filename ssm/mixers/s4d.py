@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, Int
 
 from kernels_pallas.long_convolution import long_convolution
-from kernels_pallas.long_convolution.xla import powers
+from kernels_pallas.long_convolution.xla import apply_table, powers
 from ssm import hippo
 from ssm.convolution import convolve, vandermonde
 from ssm.discretize import RULES, check_rule, discretize, first_order
@@ -87,10 +87,7 @@ def parallel(
     x = x_bld.astype(D.dtype)
     y = convolve(x, vandermonde(a, c * b, length), reverse) + D[None, None] * x
     table = powers(a, length)
-    late = jnp.flip(table, -1)
-    planes = (late.real, late.imag) if jnp.iscomplexobj(late) else (late,)
-    sums = [jnp.einsum("bld,dnl->bdn", x, plane, precision="highest") for plane in planes]
-    last = (jax.lax.complex(*sums) if len(sums) == 2 else sums[0]) * b[None]
+    last = apply_table("dnl,bld->bdn", jnp.flip(table, -1), x, precision="highest") * b[None]
     if state is not None:
         y += jnp.einsum("bdn,dnl->bld", state.h_bdn * (c * a)[None], table, precision="highest").real
         last += (a * table[..., -1])[None] * state.h_bdn
