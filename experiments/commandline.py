@@ -4,13 +4,15 @@
 one field, which must exist and keeps its type.
 """
 
+import contextlib
 import importlib.util
 import logging
 import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from absl import flags
@@ -55,8 +57,35 @@ def _raised_here(error: ValueError) -> bool:
     return any(file.is_relative_to(folder) for folder in OURS)
 
 
+class Sweep(NamedTuple):
+    file: str
+    presets: list[str]
+    workdir: str
+    rest: list[str]  # flags for every run
+
+
 def parse(argv: Sequence[str], usage: str) -> Arguments:
     """Reads the command line. Raises ValueError with one line for anything that is wrong in it."""
+    values, overrides = _read(argv, usage)
+    config = override(load_config(values.config), overrides)
+    command = " ".join(["python -m experiments.train", *argv[1:]])
+    return Arguments(config, values.workdir, values.allow_config_change, command)
+
+
+def parse_sweep(argv: Sequence[str], usage: str) -> Sweep:
+    """The presets that `sweep(add, PRESET)` of the config's file adds. Raises as `parse`, and where it has none."""
+    values, overrides = _read(argv, usage)
+    module, file, preset = _module(values.config)
+    if not hasattr(module, "sweep"):
+        raise ValueError(f"{file} has no sweep")
+    presets = []
+    with _named(file):
+        module.sweep(presets.append, *preset)
+    allow = ["--allow_config_change"] if values.allow_config_change else []
+    return Sweep(file, presets, values.workdir, [*overrides, *allow])
+
+
+def _read(argv: Sequence[str], usage: str) -> tuple[flags.FlagValues, list[str]]:
     if {"-h", "--help"} & set(argv):
         print(usage)
         raise SystemExit(0)
@@ -71,13 +100,25 @@ def parse(argv: Sequence[str], usage: str) -> Arguments:
             raise ValueError(f"--{name} is missing; usage: --config=FILE.py:PRESET --workdir=DIR")
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; fields are set as --config.FIELD=VALUE")
-    config = override(load_config(values.config), overrides)
-    command = " ".join(["python -m experiments.train", *argv[1:]])
-    return Arguments(config, values.workdir, values.allow_config_change, command)
+    return values, overrides
 
 
 def load_config(name: str) -> ConfigDict:
     """`get_config(PRESET)` of "FILE.py:PRESET", or `get_config()` of "FILE.py"."""
+    module, file, preset = _module(name)
+    with _named(file):
+        return module.get_config(*preset)
+
+
+@contextlib.contextmanager
+def _named(file: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _module(name: str) -> tuple[types.ModuleType, str, list[str]]:
     file, *preset = name.split(":", 1)
     path = pathlib.Path(file)
     if path.suffix != ".py" or not path.is_file():
@@ -87,10 +128,7 @@ def load_config(name: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    try:
-        return module.get_config(*preset)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    return module, file, preset
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:

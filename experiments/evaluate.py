@@ -17,7 +17,7 @@ from ssm import naming
 
 
 def evaluate(run: Workdir, split: str) -> dict:
-    """{"step", "<split>/loss", "<split>/accuracy"} of the run's checkpoint."""
+    """{"step", "<split>/loss", "<split>/<metric>"} of the run's checkpoint."""
     config = ConfigDict(run.config)
     ready = setup.prepare(config)
     if split not in ready.task.splits:

@@ -1,6 +1,7 @@
-"""Weighted cross entropy and accuracy as sums that are added on the device and divided on the host."""
+"""What tasks are judged by, from weighted sums that are added on the device and divided on the host."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,7 +36,28 @@ def sums(logits: jax.Array, targets: jax.Array, weights: jax.Array | None = None
     return Sums(jnp.sum(weights * loss), jnp.sum(weights * correct), jnp.sum(weights))
 
 
-def means(parts: Sequence[Sums]) -> dict[str, float]:
-    """Mean loss in nats and accuracy in percent; the parts are added in float64."""
+def means(parts: Sequence[Sums], metric: str) -> dict[str, float]:
+    """Mean loss in nats, and the metric; the parts are added in float64."""
     loss, correct, weight = np.sum([[float(x) for x in part] for part in jax.device_get(parts)], axis=0)
-    return {"loss": loss / weight, "accuracy": 100 * correct / weight}
+    values = {"accuracy": 100 * correct / weight, "bits_per_byte": loss / weight / math.log(2)}
+    return {"loss": loss / weight, metric: values[metric]}
+
+
+class Metric(NamedTuple):
+    """How a task's figure is shown, and which of two is better."""
+
+    unit: str
+    digits: int  # behind the point
+    higher_is_better: bool
+
+    def show(self, value: float) -> str:
+        return f"{value:.{self.digits}f} {self.unit}"
+
+
+METRICS = {"accuracy": Metric("%", 2, True), "bits_per_byte": Metric("bits/byte", 3, False)}
+
+
+def improves(metric: str, split: str, figures: Mapping[str, float], best: Mapping[str, float]) -> bool:
+    """Whether the split's figure is the first, or better than the best so far."""
+    key, sign = f"{split}/{metric}", 1 if METRICS[metric].higher_is_better else -1
+    return key not in best or sign * figures[key] > sign * best[key]

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from experiments.metrics import METRICS
+
 
 def clock_face(seconds: float) -> str:
     """3725 -> "1:02:05"."""
@@ -90,7 +92,7 @@ class Display:
 
     def log(self, line: dict) -> None:
         """Shows a line of metrics.jsonl: one of training replaces the last, one of evaluation stays."""
-        text = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k.endswith(("loss", "accuracy")))
+        text = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k.endswith(("loss", *METRICS)))
         if speed := line.get("tokens_per_second"):
             left = clock_face((self._total - line["step"]) * self._tokens / speed)
             text += f"  {speed:,} tokens/s  ETA {left}"

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from experiments.metrics import METRICS
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -68,4 +70,5 @@ def sentence(result: dict) -> str:
     """The figure of a record beside the published one."""
     paper = result["published"]
     beside = f"published {paper['value']:g} ({paper['source']})" if paper else "no published figure"
-    return f"test {result['metric']} {result['value']:.2f} % at step {result['step']}; {beside}"
+    metric = result["metric"]
+    return f"test {metric} {METRICS[metric].show(result['value'])} at step {result['step']}; {beside}"

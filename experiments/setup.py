@@ -75,11 +75,10 @@ def build_model(options: Mapping[str, Any], task: Task) -> nn.Module:
     """The model of `config.model`, with the ends that the task needs."""
     from ssm import models
 
-    kinds = {"classification": models.SequenceClassifier}
-    if task.kind not in kinds:
-        raise naming.unknown("task kind", task.kind, kinds)
+    if task.kind == "language_model":
+        return naming.build("model", models.LanguageModel, options, vocabulary=task.input_size)
     ends = {"encoder": task.encoder, "input_size": task.input_size, "classes": task.classes}
-    return naming.build("model", kinds[task.kind], options, **ends)
+    return naming.build("model", models.SequenceClassifier, options, **ends)
 
 
 def check_fields(config: ConfigDict) -> None:

@@ -48,8 +48,20 @@ def init_variables(model: nn.Module, task: Task, batch: Batch, seed: int) -> tup
     key, data_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0), 3)
     batch = task.preprocess(jax.tree.map(jnp.asarray, batch), data_key, True)
     rngs = {"params": key, "dropout": dropout_key}
-    variables = model.init(rngs, batch["inputs"], batch.get("lengths"), train=False)
+    variables = model.init(rngs, **model_inputs(task, batch), train=False)
     return variables["params"], variables.get("batch_stats", {})
+
+
+def model_inputs(task: Task, batch: Batch) -> dict[str, Any]:
+    """The arguments of the task's kind of model."""
+    if task.kind == "language_model":
+        return {"tokens_bl": batch["inputs"], "segment_ids": batch.get("segments")}
+    return {"inputs": batch["inputs"], "lengths": batch.get("lengths")}
+
+
+def logits_of(task: Task, out: Any) -> jax.Array:
+    """The logits of what the task's kind of model returns: a language model returns its state too."""
+    return out[0] if task.kind == "language_model" else out
 
 
 def new_state(optimizer: optax.GradientTransformation, params: Tree, batch_stats: Tree) -> TrainState:
@@ -67,14 +79,11 @@ def train_step(
     root = jax.random.fold_in(jax.random.key(seed), 1)
 
     def loss(params, batch_stats, batch, key):
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch["inputs"],
-            batch.get("lengths"),
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
+        variables = {"params": params, "batch_stats": batch_stats}
+        out, updated = model.apply(
+            variables, **model_inputs(task, batch), train=True, rngs={"dropout": key}, mutable=["batch_stats"]
         )
+        logits = logits_of(task, out)
         sums = metrics.sums(logits, batch["targets"], batch.get("weights"))
         return sums.loss / jnp.maximum(sums.weight, 1e-9), (sums, updated.get("batch_stats", {}))
 
@@ -100,7 +109,7 @@ def eval_step(model: nn.Module, task: Task) -> Callable[[Tree, Tree, Batch, jax.
     def step(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> Sums:
         batch = task.preprocess(batch, key, False)
         variables = {"params": params, "batch_stats": batch_stats}
-        logits = model.apply(variables, batch["inputs"], batch.get("lengths"), train=False)
+        logits = logits_of(task, model.apply(variables, **model_inputs(task, batch), train=False))
         return metrics.sums(logits, batch["targets"], batch.get("weights"))
 
     return step
@@ -109,13 +118,13 @@ def eval_step(model: nn.Module, task: Task) -> Callable[[Tree, Tree, Batch, jax.
 def evaluate_split(
     step: Callable, state: TrainState, task: Task, split: str, batch_size: int, place: Callable
 ) -> dict[str, float]:
-    """Loss and accuracy of a split, every example counted once, as "<split>/loss" and "<split>/accuracy"."""
+    """Loss and metric of a split, every example counted once, as "<split>/loss" and "<split>/<metric>"."""
     root = jax.random.key(0)
     sums = [
         step(state.params, state.batch_stats, place(batch), jax.random.fold_in(root, i))
         for i, batch in enumerate(task.eval_batches(split, batch_size))
     ]
-    means = metrics.means(sums)
+    means = metrics.means(sums, task.metric)
     if not math.isfinite(means["loss"]):
         raise FloatingPointError(f"step {state.step}: the loss on split {split} is not finite")
     return {f"{split}/{name}": value for name, value in means.items()}
@@ -134,7 +143,7 @@ def evaluate(
     figures = {}
     if "validation" in task.splits:
         figures = evaluate_split(step, state, task, "validation", batch_size, place)
-        if figures["validation/accuracy"] <= best.get("validation/accuracy", -1.0):
+        if not metrics.improves(task.metric, "validation", figures, best):
             return figures
     return figures | evaluate_split(step, state, task, "test", batch_size, place)
 

@@ -60,7 +60,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
     environment = records.environment(command, config.devices)
     run.begin(environment)
     run.rewind(start)
-    figure = next((line for line in reversed(run.lines()) if "test/accuracy" in line), {"step": start})
+    figure = next((line for line in reversed(run.lines()) if f"test/{task.metric}" in line), {"step": start})
 
     # ------------------------------------------------------------------ what is about to happen
     print(f"device   {environment['hardware']}, jax {jax.__version__}")
@@ -85,7 +85,9 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
     display = progress.Display(total, start, tokens)
     board = progress.TensorBoard(run.path / "tensorboard", start)
     title = f"{config.task.name}: {config.model.pattern}, {config.preset}"
-    plot = functools.partial(plots.curves, run.path / "curves.png", title=title, published=config.published)
+    plot = functools.partial(
+        plots.curves, run.path / "curves.png", title=title, metric=task.metric, published=config.published
+    )
     step, pending, plotted = start, None, time.monotonic()
 
     def log(line: dict) -> None:
@@ -100,7 +102,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         display.step(step)
         if step % config.log_every_steps == 0 or step == total:
             steps.check(summary.health, names)
-            means = metrics.means([summary.sums])
+            means = metrics.means([summary.sums], task.metric)
             speed = {"tokens_per_second": round(tokens / s)} if (s := chrono.interval()) else {}
             log({"step": step, **means, "gradient_norm": float(summary.gradient_norm), **speed})
 
@@ -120,7 +122,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
                 with chrono.pause():
                     line = {"step": step, **evaluate(state, best=figure)}
                     log(line)
-                    if "test/accuracy" in line:
+                    if f"test/{task.metric}" in line:
                         figure = line
                         saving = saving or "validation" in task.splits
                     if time.monotonic() > plotted + SECONDS_BETWEEN_PLOTS:
@@ -149,7 +151,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
     result = records.result(
         run.config,
         environment,
-        value=figure["test/accuracy"],
+        value=figure[f"test/{task.metric}"],
         step=figure["step"],
         wall_seconds=round(chrono.seconds, 1),
         tokens_per_second=round(tokens / seconds) if seconds else 0,

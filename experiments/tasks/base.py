@@ -4,7 +4,8 @@ A batch is a dict of arrays:
     inputs   image: uint8 (b, height, width, channels); continuous: float32 (b, l, channels); token: int32 (b, l)
     targets  int32: (b,) for "classification", (b, l) for "language_model"
     lengths  int32 (b,), optional: the positions of each example that count
-    weights  float32, shaped as targets, optional: 0 leaves an entry out of loss and accuracy
+    weights  float32, shaped as targets, optional: 0 leaves an entry out of loss and metric
+    segments int32 (b, l), optional, for "language_model": which document each token belongs to
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ class Task(Protocol):
     """A data set and how batches come from it. All of it is a pure function of (seed, step)."""
 
     kind: str  # "classification" | "language_model"
+    metric: str  # a name in `experiments.metrics.METRICS`
     encoder: str  # "image" | "continuous" | "token"
     input_size: int  # channels, or size of the vocabulary
     classes: int
@@ -67,6 +69,7 @@ class ArrayTask:
     source: str
     data: Mapping[str, Examples]
     kind: str = "classification"
+    metric: str = "accuracy"
 
     def __post_init__(self):
         shapes = {}

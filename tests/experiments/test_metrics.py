@@ -17,7 +17,7 @@ def reference(logits, targets, weights) -> dict[str, float]:
 
 
 def check(logits, targets, weights, parts):
-    means = metrics.means(parts)
+    means = metrics.means(parts, "accuracy")
     expected = reference(logits, targets, weights)
     np.testing.assert_allclose([means[k] for k in expected], list(expected.values()), rtol=2e-6)
 
@@ -33,7 +33,7 @@ def test_classification_over_batches_of_unequal_weight(rng):
     ]
     check(logits, targets, weights, parts)
     check(logits, targets, weights, [parts[0] + parts[1]])
-    assert metrics.means(parts)["accuracy"] == 100
+    assert metrics.means(parts, "accuracy")["accuracy"] == 100
 
 
 def test_language_model_without_weights_in_bfloat16(rng):
@@ -46,4 +46,4 @@ def test_parts_are_added_in_float64():
     """1e8 + 1 in float32 is 1e8."""
     part = metrics.Sums(jnp.float32(1e8), jnp.float32(0), jnp.float32(1e8))
     one = metrics.Sums(jnp.float32(1), jnp.float32(0), jnp.float32(0))
-    assert metrics.means([part] + [one] * 10)["loss"] == (1e8 + 10) / 1e8
+    assert metrics.means([part] + [one] * 10, "accuracy")["loss"] == (1e8 + 10) / 1e8

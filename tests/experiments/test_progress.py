@@ -99,7 +99,8 @@ def test_curves_draw_every_point(tmp_path, monkeypatch):
     levels = []
     monkeypatch.setattr(Axes, "axhline", lambda self, y, **more: levels.append(y))
     lines = [LINE, {"step": 40, "test/loss": 0.6, "test/accuracy": 80.0}, LINE | {"step": 80, "loss": 0.25}]
-    plots.curves(tmp_path / "curves.png", lines, title="t", published={"value": 99.0, "source": "paper"})
+    published = {"value": 99.0, "source": "paper"}
+    plots.curves(tmp_path / "curves.png", lines, title="t", metric="accuracy", published=published)
     assert drawn == [((40, 80), (0.51234, 0.25)), ((40,), (0.6,)), ((40, 80), (81.25, 81.25)), ((40,), (80.0,))]
     assert levels == [99.0]
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
