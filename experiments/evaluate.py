@@ -9,29 +9,19 @@ import sys
 from collections.abc import Sequence
 
 import jax
-from ml_collections import ConfigDict
 
-from experiments import checkpoint, commandline, records, setup, steps
+from experiments import commandline, records, setup, steps
 from experiments.workdir import Workdir
 from ssm import naming
 
 
 def evaluate(run: Workdir, split: str) -> dict:
     """{"step", "<split>/loss", "<split>/<metric>"} of the run's checkpoint."""
-    config = ConfigDict(run.config)
-    ready = setup.prepare(config)
+    ready, step, state = setup.restore(run)
     if split not in ready.task.splits:
         raise naming.unknown("split", split, ready.task.splits)
-    result = run.read("result.json")
-    if result:
-        step = result["step"]
-        state, _ = checkpoint.restore(run.checkpoints, step, ready.like)
-    elif restored := checkpoint.restore_latest(run.checkpoints, ready.like):
-        step, state = restored.step, restored.state
-    else:
-        raise ValueError(f"{run.path} has no checkpoint yet")
     eval_step = jax.jit(steps.eval_step(ready.model, ready.task))
-    figures = steps.evaluate_split(eval_step, state, ready.task, split, config.eval_batch_size, ready.place)
+    figures = steps.evaluate_split(eval_step, state, ready.task, split, run.config["eval_batch_size"], ready.place)
     return {"step": step, **figures}
 
 

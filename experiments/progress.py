@@ -96,6 +96,7 @@ class Display:
         if speed := line.get("tokens_per_second"):
             left = clock_face((self._total - line["step"]) * self._tokens / speed)
             text += f"  {speed:,} tokens/s  ETA {left}"
+        text += f"\n{line['sample']}\n" if "sample" in line else ""
         if self._live and "loss" in line:
             self._live.update(self._live.task_ids[0], text=text)
         elif self._live:
@@ -122,6 +123,8 @@ class TensorBoard:
         self._writer = None
 
     def __enter__(self) -> "TensorBoard":
+        import tensorboardX  # noqa: F401  # takes seconds: not while steps are timed
+
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -135,4 +138,5 @@ class TensorBoard:
             self._writer = SummaryWriter(str(self._folder), purge_step=self._start + 1, flush_secs=10)
         for name, value in line.items():
             if name != "step":
-                self._writer.add_scalar(name, value, line["step"])
+                add = self._writer.add_text if isinstance(value, str) else self._writer.add_scalar
+                add(name, value, line["step"])

@@ -70,5 +70,6 @@ def sentence(result: dict) -> str:
     """The figure of a record beside the published one."""
     paper = result["published"]
     beside = f"published {paper['value']:g} ({paper['source']})" if paper else "no published figure"
-    metric = result["metric"]
-    return f"test {metric} {METRICS[metric].show(result['value'])} at step {result['step']}; {beside}"
+    figure = METRICS[result["metric"]].show(result["value"])
+    name = "accuracy " if result["metric"] == "accuracy" else ""  # bits/byte say it themselves
+    return f"test {name}{figure} at step {result['step']}; {beside}"

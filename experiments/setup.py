@@ -10,8 +10,9 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from experiments import optimizer, steps, tasks
+from experiments import checkpoint, optimizer, steps, tasks
 from experiments.tasks.base import Batch, Task
+from experiments.workdir import Workdir
 from ssm import naming
 
 FIELDS = (
@@ -71,12 +72,26 @@ def prepare(config: ConfigDict) -> Setup:
     )
 
 
+def restore(run: Workdir) -> tuple[Setup, int, steps.TrainState]:
+    """A run made ready, and the checkpoint behind its figure, or the newest of a run that is not finished.
+
+    Raises ValueError where there is none, or its config cannot be run here.
+    """
+    ready = prepare(ConfigDict(run.config))
+    if result := run.read("result.json"):
+        state, _ = checkpoint.restore(run.checkpoints, result["step"], ready.like)
+        return ready, result["step"], state
+    if restored := checkpoint.restore_latest(run.checkpoints, ready.like):
+        return ready, restored.step, restored.state
+    raise ValueError(f"{run.path} has no checkpoint yet")
+
+
 def build_model(options: Mapping[str, Any], task: Task) -> nn.Module:
     """The model of `config.model`, with the ends that the task needs."""
-    from ssm import models
+    from ssm import language_model, models
 
     if task.kind == "language_model":
-        return naming.build("model", models.LanguageModel, options, vocabulary=task.input_size)
+        return naming.build("model", language_model.LanguageModel, options, vocabulary=task.input_size)
     ends = {"encoder": task.encoder, "input_size": task.input_size, "classes": task.classes}
     return naming.build("model", models.SequenceClassifier, options, **ends)
 

@@ -55,7 +55,7 @@ def init_variables(model: nn.Module, task: Task, batch: Batch, seed: int) -> tup
 def model_inputs(task: Task, batch: Batch) -> dict[str, Any]:
     """The arguments of the task's kind of model."""
     if task.kind == "language_model":
-        return {"tokens_bl": batch["inputs"], "segment_ids": batch.get("segments")}
+        return {"tokens": batch["inputs"], "segment_ids": batch.get("segments")}
     return {"inputs": batch["inputs"], "lengths": batch.get("lengths")}
 
 

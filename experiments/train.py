@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from ml_collections import ConfigDict
 
-from experiments import checkpoint, commandline, metrics, optimizer, plots, progress, records, setup, steps
+from experiments import checkpoint, commandline, metrics, optimizer, plots, progress, records, samples, setup, steps
 from experiments.workdir import Workdir, claim
 
 SECONDS_BETWEEN_PLOTS = 20
@@ -121,6 +121,8 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
             if evaluating:
                 with chrono.pause():
                     line = {"step": step, **evaluate(state, best=figure)}
+                    if tokens_to_write := config.get("sample_tokens", 0):
+                        line["sample"] = samples.sample(model, task, state, tokens_to_write)
                     log(line)
                     if f"test/{task.metric}" in line:
                         figure = line

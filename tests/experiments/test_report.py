@@ -21,9 +21,11 @@ def test_a_finished_run_becomes_a_record_and_a_row(run, tmp_path, monkeypatch, c
     head, rule, row = capsys.readouterr().out.splitlines()
     result = json.loads((record / "result.json").read_text())
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert head == "| task | model | ours | paper | command | hardware | time |" and rule.count("---") == 7
-    assert cells[:5] == ["smnist", "tiny (smoke)", f"{result['value']:.2f}", "99.60", f"`{result['command']}`"]
-    assert cells[5] == result["hardware"] == records.hardware(1) and cells[6].startswith("0:00:")
+    columns = "task | model | ours | paper | parameters | tokens/s | command | hardware | time"
+    assert head == f"| {columns} |" and rule.count("---") == 9
+    assert cells[:4] == ["smnist", "tiny (smoke)", f"{result['value']:.2f} %", "99.60 %"]
+    assert cells[4:7] == [f"{result[k]:,}" for k in ("parameters", "tokens_per_second")] + [f"`{result['command']}`"]
+    assert cells[7] == result["hardware"] == records.hardware(1) and cells[8].startswith("0:00:")
     assert commandline.run(report.main, ["report", "listops"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
 
@@ -41,5 +43,7 @@ def test_gpu_seconds_count_devices():
     result = records.result(config, environment, wall_seconds=60.0, value=61.234, step=5)
     assert (result["gpu_seconds"], result["published"], result["seeds"]) == (240.0, None, [3])
     assert records.sentence(result) == "test accuracy 61.23 % at step 5; no published figure"
+    bits = result | {"metric": "bits_per_byte", "value": 2.0123}
+    assert records.sentence(bits) == "test 2.012 bits/byte at step 5; no published figure"
     on_cpu = records.result(config, environment | {"hardware": "CPU x"}, wall_seconds=60.0)
     assert on_cpu["gpu_seconds"] == 0
