@@ -25,17 +25,17 @@ help:
 	@touch $@
 
 .venv/ready-test: .venv/ready
-	@$(VENV)/python $(PIP_INSTALL) -e .[demo,datasets,test]
+	@$(VENV)/python $(PIP_INSTALL) -e .[demo,datasets,pretrained,test]
 	@touch $@
 
 .venv-oracles/ready: setup.cfg pyproject.toml
 	@$(PYTHON) -m venv .venv-oracles
-	@$(ORACLES)/python $(PIP_INSTALL) -e .[test,oracles]
+	@$(ORACLES)/python $(PIP_INSTALL) -e .[pretrained,test,oracles]
 	@touch $@
 
 .venv-accelerators/ready: setup.cfg pyproject.toml
 	@PYENV_VERSION=$${PYENV_VERSION:-3.12.1} python3.12 -m venv .venv-accelerators
-	@$(ACCELERATORS)/python $(PIP_INSTALL) jax==0.11.2 -e .[demo,datasets,test]
+	@$(ACCELERATORS)/python $(PIP_INSTALL) jax==0.11.2 -e .[demo,datasets,pretrained,test]
 	@touch $@
 
 demo: .venv/ready

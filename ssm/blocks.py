@@ -1,6 +1,7 @@
-"""What stands around a mixer: norms that know padding, gated units, residual wiring."""
+"""What stands around a mixer: norms that know padding, gated units and MLPs, residual wiring."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ssm.mixers import mixer
+from ssm.mixers.mamba import uniform_fan_in
 from ssm.naming import unknown
+from ssm.norms import rms_norm
 
 NORMS = ("batch", "layer", "rms")
 GLUS = ("full", "half1", "half2", "none")
@@ -90,3 +93,69 @@ class Block(nn.Module):
         y, _ = mix(masked(y, mask))
         x = x_bld + GatedUnit(self.glu, self.dropout, name="unit")(y, train=train)
         return x if self.prenorm else norm(x, mask, train=train)
+
+
+class RMSNorm(nn.Module):
+    """`ssm.norms.rms_norm` with a learned scale."""
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x):
+        return rms_norm(x, self.param("scale", nn.initializers.ones, x.shape[-1:]), eps=self.eps)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate x) * up x) (SwiGLU; Shazeer 2020, arXiv:2002.05202, eq. 6).
+
+    size: of the hidden layer; None: 8/3 of the width, rounded up to a multiple of 128.
+    """
+
+    size: int | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        width = x.shape[-1]
+        size = -(-(8 * width // 3) // 128) * 128 if self.size is None else self.size
+        dense = partial(nn.Dense, use_bias=False, dtype=x.dtype, kernel_init=uniform_fan_in)
+        hidden = jax.nn.silu(dense(size, name="gate")(x)) * dense(size, name="up")(x)
+        return dense(width, name="down")(hidden)
+
+
+class ResidualBlock(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm_mlp(x)), the sum in x's dtype and the branches in `dtype`.
+
+    x is (b, l, d), or (b, d) for one token. mlp_size: see `GatedMLP`; 0: no MLP. dropout: of each branch.
+    writes: what is added to x in the whole model; out_proj and down start 1/sqrt(writes) as large (GPT-2, section 2.3).
+    """
+
+    mixer: str
+    options: Mapping[str, Any]
+    mlp_size: int | None = 0
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    writes: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, state=None, segment_ids=None, train: bool = False):
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        mix = mixer(self.mixer, x.shape[-1], self.options, name="mixer")
+        y = RMSNorm(self.norm_eps, name="norm")(x).astype(self.dtype)
+        y, state = mix.step(y, state) if x.ndim == 2 else mix(y, state, segment_ids=segment_ids)
+        x = x + drop(y).astype(x.dtype)
+        if self.mlp_size != 0:
+            y = RMSNorm(self.norm_eps, name="norm_mlp")(x).astype(self.dtype)
+            x = x + drop(GatedMLP(self.mlp_size, name="mlp")(y)).astype(x.dtype)
+        if self.is_initializing():
+            for name, params in self.variables["params"].items():
+                self.put_variable("params", name, _shrunk(params, self.writes**-0.5))
+        return x, state
+
+
+def _shrunk(params, factor):
+    """The parameters with the layers that write to the residual made smaller."""
+    writers = {"out_proj", "down"}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: p * factor if writers & {key.key for key in path} else p, params
+    )

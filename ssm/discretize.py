@@ -146,6 +146,41 @@ def discretize(
     return Coefficients(decay, previous, current)
 
 
+LOG_RULES = ("zoh", "exponential_euler", "dirac", "exponential_trapezoidal")
+
+
+class LogCoefficients(NamedTuple):
+    """h_t = e^log_decay (h_{t-1} + previous (B u)_{t-1}) + current (B u)_t: what sums of decays are made from."""
+
+    log_decay: Inexact[Array, "..."]
+    previous: Inexact[Array, "..."]
+    current: Inexact[Array, "..."]
+
+
+def discretize_log(
+    rule: str,
+    A: Inexact[Array, "..."],
+    dt: Float[Array, "..."],
+    *,
+    weight: Weight = None,
+) -> LogCoefficients:
+    """The coefficients of a diagonal system by a rule whose decay is e^{dt A} (`LOG_RULES`), the logarithm kept.
+
+    A product of decays is then a sum that neither overflows nor vanishes. Arguments as in `discretize`.
+    Raises ValueError for a rule whose decay is not an exponential, and as `discretize` does.
+    """
+    check_rule(rule, "a sum of log decays", LOG_RULES)
+    w = _as_dtype_of(A, _weight(rule, weight))
+    dt = _as_dtype_of(A, dt)
+    z = dt * A
+    current = {"zoh": lambda: dt * phi1(z), "dirac": lambda: jnp.ones_like(z)}.get(rule, lambda: dt)()
+    previous = jnp.zeros_like(z)
+    if rule == "exponential_trapezoidal":
+        previous, current = (1 - w) * dt, w * dt
+    previous, current = (jnp.broadcast_to(c, z.shape).astype(z.dtype) for c in (previous, current))
+    return LogCoefficients(z, previous, current)
+
+
 def first_order(coefficients: Coefficients) -> tuple[Inexact[Array, "..."], ...]:
     r"""(decay, gain, feedthrough) of a time-invariant system, its `previous` folded away.
 

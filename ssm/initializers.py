@@ -19,6 +19,20 @@ def log_uniform(low: float, high: float) -> Callable:
     return lambda key, shape: jax.random.uniform(key, shape, minval=np.log(low), maxval=np.log(high))
 
 
+def softplus_inverse_dt(low: float, high: float, floor: float = 1e-4) -> Callable:
+    """The x with softplus(x) = max(dt, floor), dt log-uniform in [low, high]: Mamba's dt bias at the start.
+
+    Raises as `log_uniform` does.
+    """
+    draw = log_uniform(low, high)
+
+    def init(key, shape):
+        dt = jnp.maximum(jnp.exp(draw(key, shape)), floor)
+        return dt + jnp.log(-jnp.expm1(-dt))
+
+    return init
+
+
 def constant(value: np.ndarray | complex) -> Callable:
     """A fixed array, repeated along the axes that `shape` has in front of its own."""
     value = np.asarray(value, np.complex64 if np.iscomplexobj(value) else np.float32)

@@ -1,4 +1,4 @@
-"""Whole models: an encoder, a stack of blocks described by a pattern of mixers, and a head."""
+"""A classifier of sequences: an encoder, a stack of blocks described by a pattern of mixers, and a head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +30,21 @@ def layers(pattern: str, depth: int) -> list[str]:
     if not names or depth < 1:
         raise ValueError(f"pattern is {pattern!r} and depth {depth}; they must name at least one layer")
     return [names[i % len(names)] for i in range(depth)]
+
+
+def checked_layers(model: nn.Module) -> list[str]:
+    """The mixer of every layer of a model, whose shared fields are checked: ValueError names the one that is wrong."""
+    names = layers(model.pattern, model.depth)
+    for name in model.mixers:
+        if name not in names:
+            raise unknown("mixer with options", name, names)
+    if model.dtype not in DTYPES:
+        raise unknown("dtype", model.dtype, DTYPES)
+    if model.width < 1:
+        raise ValueError(f"width is {model.width}; it must be at least 1")
+    if not 0 <= model.dropout < 1:
+        raise ValueError(f"dropout is {model.dropout}; it must be at least 0 and below 1")
+    return names
 
 
 class Encoder(nn.Module):
@@ -98,18 +113,9 @@ class SequenceClassifier(nn.Module):
 
         Raises ValueError naming the field or the input that does not fit.
         """
-        if self.dtype not in DTYPES:
-            raise unknown("dtype", self.dtype, DTYPES)
         if self.pooling not in POOLINGS:
             raise unknown("pooling", self.pooling, POOLINGS)
-        names = layers(self.pattern, self.depth)
-        for name in self.mixers:
-            if name not in names:
-                raise unknown("mixer with options", name, names)
-        if self.width < 1:
-            raise ValueError(f"width is {self.width}; it must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        names = checked_layers(self)
         x = Encoder(self.encoder, self.input_size, self.width, DTYPES[self.dtype], name="encoder")(inputs)
         mask = None if lengths is None else jnp.arange(x.shape[1])[None] < self._check_lengths(lengths, x)[:, None]
         for i, name in enumerate(names):

@@ -14,7 +14,15 @@ from ssm.mixers import MIXERS, mixer
 from tests.oracles import assert_close
 
 WIDTH, STATE = 4, 8
-OPTIONS = {"s4": dict(length=65), "dss": dict(length=65), "s5": dict(blocks=2)}
+OPTIONS = {  # what each mixer is tested with where a test says nothing
+    "s4": dict(length=65),
+    "dss": dict(length=65),
+    "s5": dict(blocks=2),
+    "mamba": dict(chunk_size=16),
+    "mamba2": dict(head_size=2, groups=2, chunk_size=16),
+    "mamba3": dict(head_size=4, chunk_size=16),
+    "attention": dict(heads=2, kv_heads=1, window=7),
+}
 OWN = [(name, {}) for name in MIXERS] + [("liquid_s4", dict(mode="exact")), ("liquid_s4", dict(mode="kb", degree=3))]
 CASES = OWN + [
     ("s4d", dict(A_init="real", rule="exponential_euler")),
@@ -23,8 +31,18 @@ CASES = OWN + [
     ("s5", dict(rule="exponential_trapezoidal", C_init="complex_normal", clip_eigenvalues=True)),
     ("s5", dict(rule="dirac", C_init="trunc_standard_normal", step_scale=2.0)),
     ("lru", dict(rule="exponential_trapezoidal", r_min=0.9, r_max=0.999)),
+    ("mamba", dict(rule="bilinear", norm_BCdt=True, dt_rank=2)),
+    ("mamba3", dict(mimo=True, rank=2, groups=2, output_norm=True)),
+    ("mamba3", dict(rotation="fixed", rope_fraction=1.0, trapezoid=False)),
 ]
-FORMS = {"s4": ("recurrent", "parallel"), "s5": ("recurrent", "parallel"), "lru": ("recurrent", "parallel")}
+FORMS = {  # besides "auto"; three where nothing is said
+    "s4": ("recurrent", "parallel"),
+    "s5": ("recurrent", "parallel"),
+    "lru": ("recurrent", "parallel"),
+    "mamba2": ("recurrent", "quadratic", "chunked"),
+    "mamba3": ("recurrent", "chunked"),
+    "attention": ("auto",),
+}
 
 
 def each(cases):
@@ -39,6 +57,8 @@ def forms(name, options):
 
 
 def layer(name, **options):
+    if name == "attention":  # which has one form, and a window for a state
+        return mixer(name, WIDTH, OPTIONS[name] | {k: v for k, v in options.items() if k != "form"})
     return mixer(name, WIDTH, OPTIONS.get(name, {}) | dict(state_size=STATE) | options)
 
 
@@ -137,7 +157,8 @@ def test_vmap(name, options, rng):
     assert_all_close((y[:, 0], jax.tree.map(lambda s: s[:, 0], state)), jax.jit(module.apply)(variables, x), scale=9)
 
 
-BOTH_WAYS = [name for name in MIXERS if name != "liquid_s4"]
+CAUSAL_ONLY = ("liquid_s4", "mamba", "mamba2", "mamba3", "attention")
+BOTH_WAYS = [name for name in MIXERS if name not in CAUSAL_ONLY]
 
 
 @pytest.mark.parametrize("name", BOTH_WAYS)

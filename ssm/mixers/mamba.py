@@ -1,0 +1,267 @@
+r"""Mamba: a diagonal state space model whose dt, B and C are read from the input (Gu and Dao 2023, arXiv:2312.00752).
+
+For every channel d and state n (eq. 2, with the matrices of Algorithm 2),
+
+    h_t = Abar_t h_{t-1} + Bbar_t x_t,   y_t = C_t h_t + D x_t,   (Abar_t, Bbar_t) = discretize(A, dt_t, B_t).
+
+The paper's rule is zoh (eq. 4); its code, and so every published checkpoint, has Abar = e^{dt A} and Bbar = dt B, which
+is `exponential_euler`. The decays differ in all of d and n, so that chunks have no form in matrix products: `chunked`
+keeps the states of one chunk at a time and makes those of the others again for the gradient.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from kernels_pallas.associative_scan import at_least_float32
+from kernels_pallas.short_convolution import short_convolution
+from ssm.discretize import RULES, check_rule, discretize
+from ssm.initializers import constant, softplus_inverse_dt
+from ssm.naming import unknown
+from ssm.norms import rms_norm
+from ssm.recurrence import linear_recurrence, segment_starts
+
+RULES_TAKEN = tuple(name for name in RULES if name != "exponential_trapezoidal")
+
+
+class State(NamedTuple):
+    """The last conv_width - 1 inputs of the convolution, the newest last, and h."""
+
+    conv_bkd: Float[Array, "b k d"]
+    h_bdn: Float[Array, "b d n"]
+
+
+def recurrent(
+    x_bld: Float[Array, "b l d"],
+    dt_bld: Float[Array, "b l d"],
+    A_dn: Float[Array, "d n"],
+    B_bln: Float[Array, "b l n"],
+    C_bln: Float[Array, "b l n"],
+    D_d: Float[Array, " d"],
+    initial_state: Float[Array, "b d n"] | None = None,
+    *,
+    rule: str = "exponential_euler",
+    segment_ids: Int[Array, "b l"] | None = None,
+) -> tuple[Float[Array, "b l d"], Float[Array, "b d n"]]:
+    """Token after token: the definition. y, and the state after the last token.
+
+    A: eigenvalues in 1/time; dt: time of each token, positive; rule: any of `RULES_TAKEN`. Computed in A's dtype, which
+    the state has; y has x's. The gradient keeps one state a token. Raises ValueError for a rule with a `previous` term.
+    """
+    return _run(_loop, x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, rule, segment_ids)
+
+
+def parallel(
+    x_bld: Float[Array, "b l d"],
+    dt_bld: Float[Array, "b l d"],
+    A_dn: Float[Array, "d n"],
+    B_bln: Float[Array, "b l n"],
+    C_bln: Float[Array, "b l n"],
+    D_d: Float[Array, " d"],
+    initial_state: Float[Array, "b d n"] | None = None,
+    *,
+    rule: str = "exponential_euler",
+    segment_ids: Int[Array, "b l"] | None = None,
+) -> tuple[Float[Array, "b l d"], Float[Array, "b d n"]]:
+    """All states at once by an associative scan (section 3.3.2), in memory together; arguments as in `recurrent`."""
+    return _run(_tree, x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, rule, segment_ids)
+
+
+def chunked(
+    x_bld: Float[Array, "b l d"],
+    dt_bld: Float[Array, "b l d"],
+    A_dn: Float[Array, "d n"],
+    B_bln: Float[Array, "b l n"],
+    C_bln: Float[Array, "b l n"],
+    D_d: Float[Array, " d"],
+    initial_state: Float[Array, "b d n"] | None = None,
+    *,
+    rule: str = "exponential_euler",
+    segment_ids: Int[Array, "b l"] | None = None,
+    chunk_size: int = 64,
+) -> tuple[Float[Array, "b l d"], Float[Array, "b d n"]]:
+    """Chunk after chunk, as the paper recomputes (section 3.3.2): the gradient keeps one state a chunk.
+
+    In a chunk, what is faster: on a CPU token after token, elsewhere a scan. Arguments as in `recurrent`.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
+    form = partial(_chunks, min(chunk_size, x_bld.shape[1]))
+    return _run(form, x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, rule, segment_ids)
+
+
+def step(
+    x_bd: Float[Array, "b d"],
+    dt_bd: Float[Array, "b d"],
+    A_dn: Float[Array, "d n"],
+    B_bn: Float[Array, "b n"],
+    C_bn: Float[Array, "b n"],
+    D_d: Float[Array, " d"],
+    h_bdn: Float[Array, "b d n"],
+    *,
+    rule: str = "exponential_euler",
+) -> tuple[Float[Array, "b d"], Float[Array, "b d n"]]:
+    """One token; arguments as in `recurrent`."""
+    check_rule(rule, "mamba", RULES_TAKEN)
+    x, dt, B, C, D, h = (v.astype(A_dn.dtype) for v in (x_bd, dt_bd, B_bn, C_bn, D_d, h_bdn))
+    y, h_bnd = _advance(rule, A_dn.T, h.mT, x, dt, B, C)
+    return (y + D[None] * x).astype(x_bd.dtype), h_bnd.mT
+
+
+def _advance(rule, A_nd, h_bnd, x_bd, dt_bd, B_bn, C_bn):
+    """(C h, h) after one token. The channels are the last axis here: it is the long one, and a CPU's vectors."""
+    decay, _, current = discretize(rule, A_nd[None], dt_bd[:, None])
+    h_bnd = decay * h_bnd + current * (B_bn[..., None] * x_bd[:, None])
+    return jnp.sum(C_bn[..., None] * h_bnd, 1), h_bnd
+
+
+def _run(form, x_bld, dt, A_dn, B, C, D, h_bdn, rule, segment_ids):
+    """What every form shares: one dtype, the state before the first token, and D."""
+    check_rule(rule, "mamba", RULES_TAKEN)
+    x, dt, B, C, D = (v.astype(A_dn.dtype) for v in (x_bld, dt, B, C, D))
+    h = jnp.zeros((len(x), *A_dn.shape), A_dn.dtype) if h_bdn is None else h_bdn.astype(A_dn.dtype)
+    y, last = form(rule, A_dn, h, x, dt, B, C, segment_starts(segment_ids))
+    return (y + D[None, None] * x).astype(x_bld.dtype), last
+
+
+def _loop(rule, A_dn, h_bdn, x, dt, B, C, reset):
+    A_nd = A_dn.T
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def advance(h_bnd, token):
+        *token, forget_b = token
+        if forget_b is not None:
+            h_bnd = jnp.where(forget_b[:, None, None], 0, h_bnd)
+        y_bd, h_bnd = _advance(rule, A_nd, h_bnd, *token)
+        return h_bnd, y_bd
+
+    in_time = jax.tree.map(lambda v: jnp.moveaxis(v, 1, 0), (x, dt, B, C, reset))
+    last, y_lbd = jax.lax.scan(advance, h_bdn.mT, in_time)
+    return jnp.moveaxis(y_lbd, 0, 1), last.mT
+
+
+def _tree(rule, A_dn, h_bdn, x, dt, B, C, reset):
+    decay, _, current = discretize(rule, A_dn[None, None], dt[..., None])
+    drive = current * (x[..., None] * B[:, :, None])
+    h_bldn, last = linear_recurrence(decay, drive, h_bdn, reset=reset, implementation="xla")
+    return jnp.sum(C[:, :, None] * h_bldn, -1), last
+
+
+def _chunks(q, rule, A_dn, h_bdn, x, dt, B, C, reset):
+    """Padding has dt = 0 and x = 0, which leave the state as it is by every rule."""
+    inside = _loop if jax.default_backend() == "cpu" else _tree
+    length = x.shape[1]
+
+    def split(v):
+        v = jnp.pad(v, ((0, 0), (0, -length % q)) + ((0, 0),) * (v.ndim - 2))
+        return jnp.moveaxis(v.reshape(len(v), -1, q, *v.shape[2:]), 1, 0)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def advance(h, chunk):
+        y, h = inside(rule, A_dn, h, *chunk)
+        return h, y
+
+    last, y_cbqd = jax.lax.scan(advance, h_bdn, jax.tree.map(split, (x, dt, B, C, reset)))
+    return jnp.moveaxis(y_cbqd, 0, 1).reshape(len(x), -1, x.shape[2])[:, :length], last
+
+
+FORMS = {"recurrent": recurrent, "parallel": parallel, "chunked": chunked}
+SIZES = ("width", "state_size", "expand", "conv_width", "chunk_size")
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1, 1) / sqrt(fan_in)
+
+
+class Mamba(nn.Module):
+    """Mamba's block (section 3.4, figure 3): in_proj, convolution, selective state space model, gate, out_proj.
+
+    expand: channels inside, as a multiple of width. dt_rank: inputs of dt_proj, ceil(width / 16) by default.
+    dt_min, dt_max, dt_floor: range of dt at the start, one a channel, and what it is raised to (section 3.6).
+    conv_bias; bias, of in_proj and out_proj. norm_BCdt: root-mean-square norms without weights, with norm_eps, of B, C
+    and what dt_proj reads (Falcon-Mamba, arXiv:2410.05355). rule: of `RULES_TAKEN`.
+    form: of `FORMS`, or "auto" for `chunked`, the fastest whose gradient fits in memory. chunk_size: its tokens.
+    """
+
+    width: int
+    state_size: int = 16
+    expand: int = 2
+    conv_width: int = 4
+    dt_rank: int | None = None
+    dt_min: float = 0.001
+    dt_max: float = 0.1
+    dt_floor: float = 1e-4
+    conv_bias: bool = True
+    bias: bool = False
+    norm_BCdt: bool = False
+    norm_eps: float = 1e-6
+    rule: str = "exponential_euler"
+    chunk_size: int = 64
+    form: str = "auto"
+
+    def __call__(self, x_bld, state: State | None = None, *, segment_ids=None):
+        form = "chunked" if self.form == "auto" else self.form
+        if form not in FORMS:
+            raise unknown("form", self.form, ("auto", *FORMS))
+        options = dict(chunk_size=self.chunk_size) if form == "chunked" else {}
+        scan = partial(FORMS[form], rule=self.rule, segment_ids=segment_ids, **options)
+        return self._mix(x_bld, state, segment_starts(segment_ids), scan)
+
+    def step(self, x_bd, state: State):
+        def scan(x, dt, A, B, C, D, h):
+            y, h = step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, h, rule=self.rule)
+            return y[:, None], h
+
+        y, state = self._mix(x_bd[:, None], state, None, scan)
+        return y[:, 0], state
+
+    @nn.compact
+    def _mix(self, x_bld, state, reset, scan):
+        self._check(state, len(x_bld))
+        d, n, dtype = self.expand * self.width, self.state_size, x_bld.dtype
+        dense = partial(nn.Dense, kernel_init=uniform_fan_in, dtype=dtype)
+        conv_bkd, h_bdn = self.initial_state(len(x_bld)) if state is None else state
+
+        x, z = jnp.split(dense(2 * d, use_bias=self.bias, name="in_proj")(x_bld), 2, -1)
+        conv = self.param("conv", self._init_conv, d)
+        x, conv_bkd = short_convolution(x, conv["weight"], conv.get("bias"), conv_bkd, reset=reset)
+        dt, B, C = self._select(x, dense)
+        A_log = self.param("A_log", constant(np.log(np.arange(1, n + 1))), (d, n))
+        D = self.param("D", nn.initializers.ones, (d,))
+        y, h_bdn = scan(x, dt, -jnp.exp(A_log.astype(dt.dtype)), B, C, D, h_bdn)
+        return dense(self.width, use_bias=self.bias, name="out_proj")(y * nn.silu(z)), State(conv_bkd, h_bdn)
+
+    def _select(self, x_bld, dense):
+        """dt, B and C of every token (Algorithm 2, lines 2 to 4), in float32 from here on; dt's bias is in dt_proj."""
+        n, d, dtype = self.state_size, x_bld.shape[-1], at_least_float32(x_bld.dtype)
+        rank = self.dt_rank or -(-self.width // 16)
+        read = dense(rank + 2 * n, use_bias=False, name="x_proj")(x_bld).astype(dtype)
+        dt, B, C = jnp.split(read, [rank, rank + n], -1)
+        if self.norm_BCdt:
+            dt, B, C = (rms_norm(v, eps=self.norm_eps) for v in (dt, B, C))
+        start = softplus_inverse_dt(self.dt_min, self.dt_max, self.dt_floor)
+        dt_proj = dense(d, bias_init=lambda key, shape, dtype: start(key, shape), name="dt_proj", dtype=dtype)
+        return nn.softplus(dt_proj(dt)), B, C
+
+    def _init_conv(self, key, d):
+        shapes = {"weight": (d, self.conv_width)} | ({"bias": (d,)} if self.conv_bias else {})
+        keys, bound = jax.random.split(key, len(shapes)), self.conv_width**-0.5
+        draw = partial(jax.random.uniform, dtype=jnp.float32, minval=-bound, maxval=bound)
+        return {name: draw(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+
+    def _check(self, state, batch_size):
+        check_rule(self.rule, "mamba", RULES_TAKEN)
+        for name in (*SIZES, *([] if self.dt_rank is None else ["dt_rank"])):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if state is not None:
+            for name, given, fitting in zip(State._fields, state, self.initial_state(batch_size), strict=True):
+                if given.shape != fitting.shape:
+                    raise ValueError(f"state.{name} has shape {given.shape}; it must be {fitting.shape}")
+
+    def initial_state(self, batch_size: int) -> State:
+        d = self.expand * self.width
+        shapes = (batch_size, self.conv_width - 1, d), (batch_size, d, self.state_size)
+        return State(*(jnp.zeros(shape, jnp.float32) for shape in shapes))

@@ -1,0 +1,121 @@
+"""Attention against a float64 loop over queries and keys, with absolute rotary positions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssm.mixers.attention import Attention, parallel, rotate
+from tests.oracles import assert_close
+
+WINDOW = 7
+
+
+def turned(x, position, base):
+    """RoPE as rotations of the plane: the pair (x_i, x_{i + p/2}) is one complex number."""
+    half = len(x) // 2
+    z = (x[:half] + 1j * x[half:]) * np.exp(1j * position * base ** (-np.arange(half) / half))
+    return np.concatenate([z.real, z.imag])
+
+
+def loop(q, k, v, window, base, ids):
+    """One query and one key after another; positions count from the start of the row."""
+    y, (_, _, heads, p) = np.zeros(q.shape), q.shape
+    for b, t, h in np.ndindex(q.shape[:3]):
+        g = h // (heads // k.shape[2])
+        start = max([s for s in range(1, t + 1) if ids[b, s] != ids[b, s - 1]], default=0)
+        seen = range(max(start, t - window + 1), t + 1)
+        turn = turned if base else lambda x, position, base: x
+        scores = np.array([turn(q[b, t, h], t, base) @ turn(k[b, s, g], s, base) / np.sqrt(p) for s in seen])
+        weights = np.exp(scores - scores.max())
+        y[b, t, h] = weights / weights.sum() @ v[b, list(seen), g]
+    return y
+
+
+def draw(rng, length, heads=4, groups=2, size=6):
+    shapes = (2, length, heads, size), (2, length, groups, size), (2, length, groups, size)
+    return [2 * rng.normal(size=shape) for shape in shapes]
+
+
+run = jax.jit(parallel, static_argnames=("window", "base"))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("length", "base"), [(1, 100.0), (WINDOW - 1, None), (WINDOW, 10.0), (WINDOW + 1, None), (23, 100.0)]
+)
+def test_parallel_is_the_loop(groups, length, base, rng):
+    """A window off by one, a block that sees too little, a head in the wrong group, an angle too large: all fail."""
+    q, k, v = draw(rng, length, groups=groups)
+    ids = np.sort(rng.integers(0, 3, size=(2, length)), 1)[:, ::-1].copy()
+    for segments in (np.zeros_like(ids), ids):
+        out, _ = run(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), window=WINDOW, base=base, segment_ids=segments)
+        assert_close(out, loop(q, k, v, WINDOW, base, segments), scale=10)
+
+
+@pytest.mark.parametrize("cuts", [(1, 2, 3), (4,), (5, 13), (14, 15), (0, 20)])
+def test_a_state_is_the_tokens_that_it_saw(cuts, rng):
+    """In pieces shorter and longer than the window, the second segment begun in one of them."""
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in draw(rng, 23))
+    ids = jnp.asarray([[5] * 12 + [4] * 11, [5] * 23])
+    expected = loop(*(np.asarray(x, np.float64) for x in (q, k, v)), WINDOW, 50.0, np.asarray(ids))
+    state, outs, cuts = None, [], [0, *(cut for cut in cuts if cut), 23]
+    for a, b in zip(cuts, cuts[1:], strict=False):
+        if ids[0, a] != ids[0, a - 1] and a:
+            state = jax.tree.map(lambda s: s.at[0].set(0), state)  # a piece's first token goes on from the state
+        out, state = run(*(x[:, a:b] for x in (q, k, v)), state, window=WINDOW, base=50.0, segment_ids=ids[:, a:b])
+        outs.append(out)
+    assert_close(jnp.concatenate(outs, 1), expected, scale=10)
+    np.testing.assert_array_equal(state.valid_bk, np.ones((2, WINDOW)))
+    np.testing.assert_array_equal(state.keys_bkgp, k[:, -WINDOW:])
+
+
+def test_another_segments_tokens_leave_the_state(rng):
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in draw(rng, 10))
+    _, state = run(q, k, v, window=WINDOW, segment_ids=jnp.asarray([[0] * 7 + [1] * 3, [2] * 10]))
+    np.testing.assert_array_equal(state.valid_bk, [[0] * 4 + [1] * 3, [1] * 7])
+    assert not np.any(state.keys_bkgp[0, :4]) and not np.any(state.values_bkgp[0, :4])
+    np.testing.assert_array_equal(state.values_bkgp[0, 4:], v[0, 7:])
+
+
+def test_positions_are_as_exact_after_a_hundred_thousand_tokens(rng):
+    """Absolute positions in float32 would be off by 1e-3: each token's angle is a difference within the window."""
+    q, k, v = (jnp.asarray(x[:1, :, :1, :2], jnp.float32) for x in draw(rng, 12))
+    far = [jnp.tile(x, (1, 10_000, 1, 1)) for x in (q, k, v)]
+    y, _ = run(*far, window=WINDOW, base=1.5)
+    assert_close(y[:, -12:], y[:, 12:24])
+
+
+def test_rotation_keeps_lengths_and_depends_on_the_difference(rng):
+    x, y = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
+    turn = lambda x, position: rotate(x, jnp.asarray([position]), 100.0)  # noqa: E731
+    assert_close(jnp.sum(turn(x, 9) * turn(y, 5)), np.sum(np.asarray(turn(x, 4) * y)), scale=10)
+    assert_close(jnp.linalg.norm(turn(x, 9)), np.linalg.norm(x))
+    assert_close(turn(x, 3)[0, 0, 0], turned(np.asarray(x[0, 0, 0], np.float64), 3, 100.0), scale=10)
+
+
+def test_heads_and_sizes_of_the_layer(rng):
+    """The layer is its projections around `parallel`; 3 x 4 head channels need not be the width."""
+    x = jnp.asarray(rng.normal(size=(2, 9, 5)), jnp.float32)
+    layer = Attention(5, heads=3, kv_heads=1, head_size=4, window=4, rope=False, bias=True)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), variables["params"])
+    mixed = np.asarray(x) @ params["in_proj"]["kernel"] + params["in_proj"]["bias"]
+    q, k, v = np.split(mixed.reshape(2, 9, 5, 4), [3, 4], 2)
+    y = loop(q, k, v, 4, None, np.zeros((2, 9)))
+    expected = y.reshape(2, 9, 12) @ params["out_proj"]["kernel"] + params["out_proj"]["bias"]
+    assert_close(jax.jit(layer.apply)(variables, x)[0], expected, scale=10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(kv_heads=3), "kv_heads is 3; it must divide the 4 heads"),
+        (dict(heads=3), "heads is 3; it must divide the width, 8, or head_size be given"),
+        (dict(head_size=3), "head_size is 3; rope turns pairs: it must be even, or rope off"),
+        (dict(window=0), "window is 0; a token sees at least itself"),
+    ],
+)
+def test_wrong_fields_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Attention(8, **options).init(jax.random.key(0), jnp.zeros((1, 1, 8)))
