@@ -2,41 +2,68 @@
 
     python -m kernels_pallas.benchmark [--op associative_scan] [--json FILE]
 
-Each time is the median of repeated calls after two that are not counted; each ratio is to the baseline measured
-in the same run: `jax.lax.associative_scan` (the scan's "xla"), and convolution by FFT with the kernel given.
+Each time is the median of repeated calls, each ratio is to the baseline measured in the same run:
+`jax.lax.associative_scan` (the scan's "xla"), and convolution by FFT with the kernel given. The share is of the
+bandwidth that a copy reaches in the same run, for the bytes that no implementation can avoid: every input read
+once and every output written once, and in the backward pass the cotangents, the states and the gradients too.
 """
 
 import argparse
 import datetime
 import json
+import math
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.associative_scan import IMPLEMENTATIONS as SCANS
 from kernels_pallas.associative_scan import associative_scan
 from kernels_pallas.associative_scan import specs as scan_specs
-from kernels_pallas.long_convolution import IMPLEMENTATIONS as CONVOLUTIONS
 from kernels_pallas.long_convolution import long_convolution
 from kernels_pallas.long_convolution import specs as convolution_specs
 
 REPEATS = 7
+COPIED = {"cpu": 2**26, "gpu": 2**30, "tpu": 2**28}  # bytes
+
+
+class Case(NamedTuple):
+    """What is timed: functions of the same inputs by implementation, and the name of the one to compare with."""
+
+    op: str
+    shape: str
+    dtype: str
+    baseline: str
+    functions: dict[str, Callable]
+    inputs: tuple
+    forward_bytes: int
+    backward_bytes: int
 
 
 def milliseconds(function: Callable, *arguments) -> float:
-    """The median time of one call."""
-    times = []
-    for _ in range(REPEATS + 2):
+    """The median time of one call, of several that are queued together where one alone takes no time."""
+
+    def seconds(calls: int) -> float:
         start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[2:])
+        for _ in range(calls):
+            out = function(*arguments)
+        jax.block_until_ready(out)
+        return (time.perf_counter() - start) / calls
+
+    seconds(2)
+    calls = max(1, min(50, math.ceil(0.02 / seconds(1))))
+    return 1e3 * statistics.median(seconds(calls) for _ in range(REPEATS))
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written a second by a copy that fits no cache."""
+    x = jnp.ones(COPIED[jax.default_backend()] // 4, jnp.float32)
+    return 2 * x.nbytes / (1e-3 * milliseconds(jax.jit(lambda x: x + 1), x))
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -48,15 +75,27 @@ def first(op: Callable, implementation: str) -> Callable:
     return lambda *arrays: op(*arrays, implementation=implementation)[0]
 
 
-def scans(specs) -> Iterator[tuple]:
-    """(op, shape, baseline's name, {implementation: function of the inputs}, inputs)."""
+def size(*arrays) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(arrays))
+
+
+def here(*more: str) -> tuple[str, ...]:
+    """The implementations that are timed on this backend."""
+    backend = jax.default_backend()
+    return ("reference", "xla", *more) if backend == "cpu" else ("xla", backend, *more)
+
+
+def scans(specs) -> Iterator[Case]:
     for spec in specs:
         shape = (spec.batch, spec.length, spec.channels)
-        modulus = jnp.exp(-jax.random.uniform(jax.random.key(0), shape if spec.per_token else shape[-1:]))
+        modulus = jnp.exp(-jax.random.uniform(jax.random.key(0), shape if spec.per_token else shape[-1:]) / 10)
         complex_ = spec.number == "complex"
         a = (0.8 * modulus, 0.6 * modulus) if complex_ else modulus
         b = (normal(1, *shape), normal(2, *shape)) if complex_ else normal(1, *shape)
-        yield "associative_scan", str(spec), "xla", {name: first(associative_scan, name) for name in SCANS}, (a, b)
+        a, b = jax.tree.map(lambda x: x.astype(spec.dtype), (a, b))  # noqa: B023
+        functions = {name: first(associative_scan, name) for name in here()}
+        forward, backward = size(a, b, b), size(a, b, b, b) + size(a) * spec.per_token
+        yield Case("associative_scan", str(spec), spec.dtype, "xla", functions, (a, b), forward, backward)
 
 
 def fft(u, kernel):
@@ -64,36 +103,45 @@ def fft(u, kernel):
     length = u.shape[1]
     both = jnp.concatenate([kernel[None], jnp.moveaxis(u, 1, 2)])
     spectra = jnp.fft.rfft(both, 2 * length)
-    return jnp.fft.irfft(spectra[1:] * spectra[:1], 2 * length)[..., :length]
+    return jnp.moveaxis(jnp.fft.irfft(spectra[1:] * spectra[:1], 2 * length)[..., :length], 1, 2)
 
 
-def convolutions(specs) -> Iterator[tuple]:
-    """As `scans`."""
+def convolutions(specs) -> Iterator[Case]:
     for spec in specs:
         d, n = spec.channels, spec.states
         z = np.geomspace(0.001, 0.1, d)[:, None] * (-0.5 + 1j * np.pi * np.arange(n))
         a, b, D = jnp.exp(z.astype(np.complex64)), jnp.ones((d, n), jnp.complex64), jnp.ones(d)
         u, c = normal(0, spec.batch, spec.length, d), jax.lax.complex(normal(1, d, n), normal(2, d, n))
-        functions = {name: first(long_convolution, name) for name in CONVOLUTIONS}
+        functions = {name: first(long_convolution, name) for name in here()}
         kernel = normal(3, d, spec.length)
         functions["fft"] = lambda u, a, b, c, D, kernel=kernel: fft(u, kernel)
-        yield "long_convolution", str(spec), "fft", functions, (u, a, b, c, D)
+        inputs = (u, a, b, c, D)
+        yield Case("long_convolution", str(spec), "float32", "fft", functions, inputs, size(u, u), size(u, u, u))
 
 
-def measure(case: tuple) -> Iterator[dict]:
+def measure(case: Case, bandwidth: float) -> Iterator[dict]:
     """One record for every implementation and pass of a case."""
-    op, shape, baseline, functions, inputs = case
-    total = lambda run: lambda *xs: sum(jnp.sum(jnp.square(y)) for y in jax.tree.leaves(run(*xs)))  # noqa: E731
+    y = jax.eval_shape(case.functions[case.baseline], *case.inputs)
+    cotangent = jax.tree.map(lambda y: normal(5, *y.shape).astype(y.dtype), y)
+
+    def both(run):
+        def outputs_and_gradients(cotangent, *inputs):
+            y, pull_back = jax.vjp(run, *inputs)
+            return y, pull_back(cotangent)
+
+        return outputs_and_gradients
+
     passes = {
-        "forward": lambda run: jax.jit(run),
-        "forward+backward": lambda run: jax.jit(jax.value_and_grad(total(run), argnums=tuple(range(len(inputs))))),
+        "forward": (lambda run: run, case.inputs, case.forward_bytes),
+        "forward+backward": (both, (cotangent, *case.inputs), case.forward_bytes + case.backward_bytes),
     }
-    for name, compiled in passes.items():
-        times = {key: milliseconds(compiled(run), *inputs) for key, run in functions.items()}
+    for name, (what, inputs, needed) in passes.items():
+        times = {key: milliseconds(jax.jit(what(run)), *inputs) for key, run in case.functions.items()}
         for key, ms in times.items():
             yield dict(
-                op=op, shape=shape, dtype="float32", implementation=key, milliseconds=round(ms, 3), baseline=baseline,
-                baseline_milliseconds=round(times[baseline], 3), **{"pass": name},
+                op=case.op, shape=case.shape, dtype=case.dtype, implementation=key, milliseconds=round(ms, 3),
+                baseline=case.baseline, baseline_milliseconds=round(times[case.baseline], 3),
+                share_of_copy_bandwidth=round(needed / (1e-3 * ms) / bandwidth, 3), **{"pass": name},
             )  # fmt: skip
 
 
@@ -105,22 +153,24 @@ def main() -> None:
     parser.add_argument("--op", choices=OPERATIONS, help="only this operation")
     parser.add_argument("--json", metavar="FILE", help="append one line a measurement")
     arguments = parser.parse_args()
-    device = jax.devices()[0]
+    device, bandwidth = jax.devices()[0], copy_bandwidth()
     about = dict(
         device=f"{device.device_kind} ({platform.machine()}, {platform.system()})",
+        copy_gigabytes_per_second=round(bandwidth / 1e9),
         versions=dict(python=platform.python_version(), jax=jax.__version__),
         date=datetime.date.today().isoformat(),
         command=" ".join(["python -m kernels_pallas.benchmark", *sys.argv[1:]]),
     )
-    print(f"{about['device']}, jax {jax.__version__}")
+    print(f"{about['device']}, jax {jax.__version__}, a copy moves {bandwidth / 1e9:.0f} GB/s")
     for op in [arguments.op] if arguments.op else OPERATIONS:
         cases, specs = OPERATIONS[op]
         for case in cases(specs.CPU if device.platform == "cpu" else specs.GPU):
-            for record in measure(case):
+            for record in measure(case, bandwidth):
                 ratio = record["baseline_milliseconds"] / record["milliseconds"]
                 print(
-                    f"{op:17} {record['shape']:46} {record['pass']:17} {record['implementation']:10}"
-                    f"{record['milliseconds']:9.1f} ms {ratio:6.2f} x {record['baseline']}",
+                    f"{op:17} {record['shape']:50} {record['pass']:17} {record['implementation']:10}"
+                    f"{record['milliseconds']:9.3f} ms {ratio:6.2f} x {record['baseline']:5}"
+                    f"{100 * record['share_of_copy_bandwidth']:5.0f} % of a copy's bandwidth",
                     flush=True,
                 )
                 if arguments.json:

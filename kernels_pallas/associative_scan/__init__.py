@@ -6,17 +6,16 @@ $g_t = \bar h_t + a_{t+1}^* g_{t+1}$, and $\bar b_t = g_t$, $\bar a_t = g_t h_{t
 $\bar h_{-1} = a_0^* g_0$ (* conjugates).
 """
 
+import importlib
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
-from kernels_pallas.associative_scan import reference, xla
-from kernels_pallas.associative_scan.reference import times
-
 Planes = Inexact[Array, "..."] | tuple[Inexact[Array, "..."], Inexact[Array, "..."]]
-IMPLEMENTATIONS = {"reference": reference.scan, "xla": xla.scan}
+FUSED = ("gpu", "tpu")  # each for the backend of its name
+IMPLEMENTATIONS = ("reference", "xla", *FUSED)
 
 
 def associative_scan(
@@ -43,13 +42,10 @@ def associative_scan(
     h = h if initial_state is None else _planes("initial_state", initial_state)
     _check(a_planes, b_planes, h, reset)
     dtype = b_planes[0].dtype
-    precise = at_least_float32(dtype)
-    a_planes, b_planes, h = jax.tree.map(lambda x: x.astype(precise), (a_planes, b_planes, h))
+    h = tuple(x.astype(at_least_float32(dtype)) for x in h)
     if reset is not None:
         a_planes = tuple(jnp.where(reset[:, :, None], 0, jnp.broadcast_to(x, b_planes[0].shape)) for x in a_planes)
-    states = _scan(a_planes, b_planes, h, reverse, _choose(implementation))
-    last = tuple(x[:, 0 if reverse else -1] for x in states)
-    states = tuple(x.astype(dtype) for x in states)
+    states, last = _scan(a_planes, b_planes, h, reverse, _choose(implementation, a_planes, b_planes))
     return (states, last) if isinstance(b, tuple) else (states[0], last[0])
 
 
@@ -84,44 +80,47 @@ def _check(a: tuple, b: tuple, h: tuple, reset: Array | None) -> None:
         raise ValueError(f"reset has shape {reset.shape}; b {shape} needs {shape[:2]}")
 
 
-def _choose(implementation: str) -> str:
+def _choose(implementation: str, a: tuple, b: tuple) -> str:
+    backend = jax.default_backend()
     if implementation == "auto":
-        return "reference" if jax.default_backend() == "cpu" else "xla"
+        fused = backend in FUSED and not _refusal(backend, a, b)
+        return backend if fused else "reference" if backend == "cpu" else "xla"
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation is {implementation!r}; it may be auto, {', '.join(IMPLEMENTATIONS)}")
+    if implementation in FUSED and (reason := _refusal(implementation, a, b)):
+        raise ValueError(f"implementation {implementation!r} cannot run this: {reason}; 'auto' takes another")
     return implementation
+
+
+def _refusal(implementation: str, a: tuple, b: tuple) -> str:
+    """Why a fused implementation cannot take these planes; "" where it can."""
+    if jax.default_backend() != implementation:
+        return f"the backend is {jax.default_backend()}"
+    if implementation == "gpu" and jax.__version_info__ < (0, 11, 2):
+        return f"it needs jax 0.11.2, this is {jax.__version__}"
+    if implementation == "gpu" and float(jax.local_devices()[0].compute_capability) < 9:
+        return "it needs compute capability 9.0"
+    return _module(implementation).refusal(a, b)
+
+
+def _module(implementation: str):
+    return importlib.import_module(f"kernels_pallas.associative_scan.{implementation}")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _scan(a, b, h, reverse, implementation):
-    return IMPLEMENTATIONS[implementation](a, b, h, reverse)
+    return _module(implementation).scan(a, b, h, reverse)
 
 
 def _forward(a, b, h, reverse, implementation):
-    states = IMPLEMENTATIONS[implementation](a, b, h, reverse)
-    return states, (a, h, states)
+    states, last = _module(implementation).scan(a, b, h, reverse)
+    return (states, last), (a, h, states)
 
 
 def _backward(reverse, implementation, saved, cotangents):
     a, h, states = saved
-    first = -1 if reverse else 0
-    conjugate = lambda x: (x[0], *(-y for y in x[1:]))  # noqa: E731
-    a_conj = conjugate(a)
-    zero = tuple(jnp.zeros_like(x) for x in h)
-    a_next = a_conj if a[0].ndim == 1 else tuple(_shift(x, z, not reverse) for x, z in zip(a_conj, zero, strict=True))
-    adjoint = _scan(a_next, cotangents, zero, not reverse, implementation)
-    previous = tuple(_shift(x, y, reverse) for x, y in zip(states, h, strict=True))
-    a_bar = times(adjoint, conjugate(previous))
-    if a[0].ndim == 1:
-        a_bar = tuple(x.sum((0, 1)) for x in a_bar)
-    entry = tuple(jnp.broadcast_to(x if x.ndim == 1 else x[:, first], h[0].shape) for x in a_conj)
-    return a_bar, adjoint, times(entry, tuple(x[:, first] for x in adjoint))
-
-
-def _shift(x, entering, backwards):
-    """x_{t-1} with `entering` at the first token; or x_{t+1} with it at the last, if backwards."""
-    entering = entering[:, None]
-    return jnp.concatenate([x[:, 1:], entering] if backwards else [entering, x[:, :-1]], 1)
+    a_bar, b_bar, h_bar = _module(implementation).adjoint(a, h, states, *cotangents, reverse)
+    return tuple(x.astype(y.dtype) for x, y in zip(a_bar, a, strict=True)), b_bar, h_bar
 
 
 _scan.defvjp(_forward, _backward)

@@ -9,10 +9,11 @@ class Spec(NamedTuple):
     channels: int
     number: str  # "real" | "complex"
     per_token: bool
+    dtype: str = "float32"  # of a and b; states in registers are float32
 
     def __str__(self) -> str:
         decay = "per-token" if self.per_token else "time-invariant"
-        return f"B{self.batch} L{self.length} N{self.channels} float32 {self.number} {decay}"
+        return f"B{self.batch} L{self.length} N{self.channels} {self.dtype} {self.number} {decay}"
 
 
 CPU = (
@@ -22,5 +23,6 @@ CPU = (
 )
 GPU = (
     Spec(16, 16384, 128, "complex", False),
-    Spec(8, 4096, 2048, "real", True),
+    Spec(8, 4096, 2048, "real", True, "bfloat16"),
+    *(Spec(2**20 // length, length, 128, "complex", False) for length in (2**10, 2**13, 2**16, 2**20)),
 )
