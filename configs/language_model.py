@@ -54,7 +54,7 @@ def get_config(preset: str = "") -> ConfigDict:
         "width": 256,
         "depth": 6,
         "mlp_size": MLP_SIZE[model],
-        "dropout": 0.2,
+        "dropout": 0.3,
         "tie_embeddings": True,
         "norm_eps": 1e-5,
         "scan_layers": False,
@@ -82,8 +82,8 @@ def get_config(preset: str = "") -> ConfigDict:
     # Of each duration one unit is given and the others are 0.
     config.batch_size = 64
     config.eval_batch_size = 64
-    config.train_steps, config.train_epochs = 2000, 0.0
-    config.eval_every_steps, config.eval_every_epochs = 200, 0.0
+    config.train_steps, config.train_epochs = 1000, 0.0
+    config.eval_every_steps, config.eval_every_epochs = 100, 0.0
     config.checkpoint_every_steps, config.checkpoint_every_epochs = 500, 0.0
     config.log_every_steps = 50
     config.keep_checkpoints = 1

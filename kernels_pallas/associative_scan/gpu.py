@@ -18,10 +18,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from kernels_pallas.associative_scan.reference import conjugate, plus, times
 
 LANES = 128
-STAGES = 3  # tiles in flight
+STAGES = 4  # tiles in flight
 TILE_BYTES = 8192  # of one plane, in shared memory, at most
-SHARED_BYTES = 160 * 1024  # for all tiles in flight
+SHARED_BYTES = 220 * 1024  # of a multiprocessor, for all tiles in flight
 MULTIPROCESSORS = 132
+BUSY = 100  # warpgroups that are worth no cut, which reads everything twice
 SHORTEST_SEGMENT = 128  # tokens
 AXES = ("block", "segment", "batch")
 Planes = tuple[jax.Array, ...]
@@ -51,15 +52,18 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, b: jax.Array, backwards: bool, planes: int) -> "Grid":
-        """The grid for `planes` like b that stream: cut where no more than one warpgroup lands on a multiprocessor."""
+        """The grid for `planes` like b that stream; cut, it has up to two warpgroups on each multiprocessor."""
         batch, length, channels = b.shape
         blocks, segments = channels // LANES, 1
-        while 2 * batch * blocks * segments <= MULTIPROCESSORS and length % (16 * segments) == 0:
+        rows = batch * blocks
+        while rows < BUSY and rows * segments <= MULTIPROCESSORS and length % (16 * segments) == 0:
             if length < 2 * segments * SHORTEST_SEGMENT:
                 break
             segments *= 2
-        tile = TILE_BYTES // (LANES * b.dtype.itemsize)
-        while STAGES * planes * tile * LANES * b.dtype.itemsize > SHARED_BYTES or (length // segments) % tile:
+        row_bytes = LANES * b.dtype.itemsize
+        shared = SHARED_BYTES // min(2, pl.cdiv(rows * segments, MULTIPROCESSORS))
+        tile = TILE_BYTES // row_bytes
+        while STAGES * planes * tile * row_bytes > shared or (length // segments) % tile:
             tile //= 2
         return cls(batch, segments, blocks, length // segments // tile, tile, backwards)
 

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas.associative_scan import at_least_float32
 from kernels_pallas.ssd import ssd
@@ -27,7 +27,8 @@ from ssm.discretize import discretize, discretize_log
 from ssm.initializers import softplus_inverse_dt
 from ssm.naming import unknown
 from ssm.norms import gated_rms_norm, rms_norm
-from ssm.recurrence import linear_recurrence, segment_starts
+from ssm.recurrence import segment_starts
+from ssm.rotation import rotate, summed_angle
 
 Lanes = Float[Array, "b l *r h p"]
 Keys = Float[Array, "b l *r g n"]
@@ -169,7 +170,7 @@ def _turned(v, B, C, angle_blhs, state, segment_ids, layout):
     reset, angle = segment_starts(segment_ids), state.angle_bhs
     if angle_blhs is not None:
         total = summed_angle(angle_blhs.astype(precise), angle, reset)
-        k, q, angle = rotate(k, total, layout), rotate(q, total, layout), total[:, -1]
+        k, q, angle = rotate(k, total[:, :, None], layout), rotate(q, total[:, :, None], layout), total[:, -1]
     return v, k, q, angle, state, reset
 
 
@@ -177,61 +178,6 @@ def _zeros(b, r, h, p, n, s, dtype=jnp.float32):
     """The state before any token: r lanes, h heads of p channels and n states, s planes that turn."""
     return State(*(jnp.zeros((b, *shape), dtype) for shape in ((h, s), (h, p, n), (r, h, n), (r, h, p))))
 
-
-LAYOUTS = ("pairs", "halves")
-
-
-def rotate(x: Float[Array, "b l r h n"], angle_blhs: Angles, layout: str) -> Float[Array, "b l r h n"]:
-    """x with its plane i turned by angle i; planes without an angle stay.
-
-    Plane i holds elements 2 i and 2 i + 1 where layout is "pairs" (the published code's SISO), i and i + n / 2 where
-    it is "halves" (its MIMO). Raises ValueError for another layout, or more angles than planes.
-    """
-    n, s = x.shape[-1], angle_blhs.shape[-1]
-    if layout not in LAYOUTS:
-        raise unknown("layout", layout, LAYOUTS)
-    if n % 2 or s > n // 2:
-        raise ValueError(f"{s} angles for {n} states: the states must be even, with an angle for at most each two")
-    shape, axis = ((n // 2, 2), -1) if layout == "pairs" else ((2, n // 2), -2)
-    a, b = jnp.moveaxis(x.reshape(*x.shape[:-1], *shape), axis, 0)
-    angle = jnp.pad(angle_blhs, ((0, 0),) * 3 + ((0, n // 2 - s),))[:, :, None]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis).reshape(x.shape)
-
-
-@jax.custom_vjp
-def summed_angle(angle_blhs: Angles, start_bhs: Float[Array, "b h s"], reset: Bool[Array, "b l"] | None) -> Angles:
-    """The sum of the angles up to each token, in radians within [-pi, pi], anew from 0 where reset.
-
-    Summed as integers of 2^-32 turns (2^-64 for float64), whose overflow is the full turn: the sum itself has no
-    rounding, in any order, at any length. reset: False at the first token, which continues from `start_bhs`.
-    """
-    units = _units(angle_blhs).at[:, 0].add(_units(start_bhs))
-    total = jnp.cumsum(units, 1)
-    if reset is not None:
-        origin = jax.lax.cummax(jnp.where(reset, jnp.arange(reset.shape[1])[None], 0), axis=1)
-        total -= jnp.take_along_axis(total - units, origin[..., None, None], 1)
-    return total.astype(angle_blhs.dtype) * (2 * np.pi / 2.0 ** jnp.finfo(angle_blhs.dtype).bits)
-
-
-def _units(radians):
-    """Radians modulo 2 pi as signed integers, of which 2^bits are a turn; 1 / (2 pi) in two parts, as one rounds."""
-    bits = jnp.finfo(radians.dtype).bits
-    per_radian = np.asarray(1 / (2 * np.pi), radians.dtype)
-    turns = radians * per_radian
-    near = jnp.round((turns - jnp.round(turns)) * 2.0**bits)
-    near = jnp.where(near < 2.0 ** (bits - 1), near, -(2.0 ** (bits - 1)))
-    rest = jnp.round(radians * ((1 / (2 * np.pi) - float(per_radian)) * 2.0**bits))
-    return near.astype(f"int{bits}") + rest.astype(f"int{bits}")
-
-
-def _summed_angle_bar(reset, bar):
-    ends = None if reset is None else jnp.roll(reset, -1, 1)
-    bar, _ = linear_recurrence(jnp.ones_like(bar[0, 0]), bar, reverse=True, reset=ends)
-    return bar, bar[:, 0], None
-
-
-summed_angle.defvjp(lambda *arguments: (summed_angle(*arguments), arguments[2]), _summed_angle_bar)
 
 CHOICES = {
     "A_activation": ("heavy_tail", "softplus"),
