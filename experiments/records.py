@@ -29,12 +29,12 @@ def environment(command: str, devices: int) -> dict:
 
 
 def commit() -> str:
-    """The commit of the source, with "-dirty" for uncommitted changes; outside a repository what SOURCE_COMMIT says."""
+    """The commit of the source, with "-dirty" for uncommitted changes; "" outside a repository."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("SOURCE_COMMIT", "")
+        return ""
 
 
 def hardware(devices: int) -> str:

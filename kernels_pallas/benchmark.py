@@ -14,7 +14,6 @@ import json
 import math
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -159,7 +158,7 @@ def main() -> None:
         copy_gigabytes_per_second=round(bandwidth / 1e9),
         versions=dict(python=platform.python_version(), jax=jax.__version__),
         date=datetime.date.today().isoformat(),
-        command=" ".join(["python -m kernels_pallas.benchmark", *sys.argv[1:]]),
+        command="python -m kernels_pallas.benchmark" + (f" --op {arguments.op}" if arguments.op else ""),
     )
     print(f"{about['device']}, jax {jax.__version__}, a copy moves {bandwidth / 1e9:.0f} GB/s")
     for op in [arguments.op] if arguments.op else OPERATIONS:

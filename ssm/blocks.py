@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ssm.initializers import uniform_fan_in
 from ssm.mixers import mixer
-from ssm.mixers.mamba import uniform_fan_in
 from ssm.naming import unknown
 from ssm.norms import rms_norm
 

@@ -100,6 +100,7 @@ RULES = {
     "exponential_trapezoidal": Rule(_exponential_trapezoidal, None, False),
 }
 RATIONAL_RULES = tuple(name for name, rule in RULES.items() if rule.rational)
+ONE_INPUT_RULES = tuple(name for name in RULES if name != "exponential_trapezoidal")  # whose `previous` is 0
 
 
 def check_rule(rule: str, mixer: str, allowed: tuple[str, ...] = tuple(RULES)) -> None:

@@ -33,6 +33,21 @@ def softplus_inverse_dt(low: float, high: float, floor: float = 1e-4) -> Callabl
     return init
 
 
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1, 1) / sqrt(fan_in)
+
+
+def short_convolution_parameters(channels: int, width: int, bias: bool) -> Callable:
+    """weight (channels, width), and bias (channels,) where wanted, of a depthwise convolution; as `uniform_fan_in`."""
+
+    def init(key):
+        shapes = {"weight": (channels, width)} | ({"bias": (channels,)} if bias else {})
+        keys, bound = jax.random.split(key, len(shapes)), width**-0.5
+        draw = lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)  # noqa: E731
+        return {name: draw(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+
+    return init
+
+
 def constant(value: np.ndarray | complex) -> Callable:
     """A fixed array, repeated along the axes that `shape` has in front of its own."""
     value = np.asarray(value, np.complex64 if np.iscomplexobj(value) else np.float32)

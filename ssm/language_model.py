@@ -23,7 +23,7 @@ def check_tokens(name: str, tokens: np.ndarray, vocabulary: int) -> None:
         raise ValueError(f"{name}: {wrong[0]} is outside the vocabulary, whose {vocabulary} tokens count from 0")
 
 
-def through(blocks, x, states, segment_ids, train: bool, *, remat: bool):
+def _through(blocks, x, states, segment_ids, train: bool, *, remat: bool):
     """(x, states) after one block after another; states None: every block starts from nothing."""
 
     def run(block, x, state):
@@ -48,7 +48,7 @@ class Repeat(nn.Module):
 
     def __call__(self, x, states, segment_ids, train: bool, *, remat: bool):
         blocks = [getattr(self, f"block_{i}") for i in range(len(self.mixers))]
-        return through(blocks, x, states, segment_ids, train, remat=remat)
+        return _through(blocks, x, states, segment_ids, train, remat=remat)
 
 
 class LanguageModel(nn.Module):
@@ -165,7 +165,7 @@ class LanguageModel(nn.Module):
 
     def _unrolled(self, x, state, segment_ids, train):
         blocks = [getattr(self, f"block_{i}") for i in range(self.depth)]
-        return through(blocks, x, state, segment_ids, train, remat=self.remat)
+        return _through(blocks, x, state, segment_ids, train, remat=self.remat)
 
     def _scanned(self, x, state, segment_ids, train):
         period = len(self.pattern.split())

@@ -28,3 +28,15 @@ def build(kind: str, cls: type, options: Mapping[str, Any], /, **fixed: Any) -> 
         if option not in fields:
             raise unknown(f"option of {kind}", option, fields)
     return cls(**options, **fixed)
+
+
+def check_state(mixer: str, state: tuple | None, fitting: tuple) -> None:
+    """Raises ValueError where a state is given that is another mixer's, or of other shapes than a fitting one."""
+    if state is None:
+        return
+    if type(state) is not type(fitting):
+        kind = type(state)
+        raise ValueError(f"state is a {kind.__module__}.{kind.__qualname__}; {mixer} takes its own State")
+    for name, given, expected in zip(fitting._fields, state, fitting, strict=True):
+        if given.shape != expected.shape:
+            raise ValueError(f"state.{name} has shape {given.shape}; this layer and batch have {expected.shape}")

@@ -11,21 +11,23 @@ from ssm.recurrence import linear_recurrence
 LAYOUTS = ("pairs", "halves")
 
 
-def rotate(x: Float[Array, "... n"], angle: Float[Array, "... s"], layout: str) -> Float[Array, "... n"]:
-    """x with its plane i turned by angle i, in radians; planes without an angle stay. The axes before broadcast.
+def rotate(
+    x: Float[Array, "... n"], turn: tuple[Float[Array, "... s"], Float[Array, "... s"]], layout: str
+) -> Float[Array, "... n"]:
+    """x with its plane i turned by the angle whose (cos, sin) is turn i; planes without one stay. The rest broadcasts.
 
     Plane i holds elements 2 i and 2 i + 1 where layout is "pairs" (the published code's SISO Mamba-3), i and i + n / 2
     where it is "halves" (its MIMO, and attention). Raises ValueError for another layout, or more angles than planes.
     """
-    n, s = x.shape[-1], angle.shape[-1]
+    n, s = x.shape[-1], turn[0].shape[-1]
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
     if n % 2 or s > n // 2:
         raise ValueError(f"{s} angles for {n} states: the states must be even, with an angle for at most each two")
     shape, axis = ((n // 2, 2), -1) if layout == "pairs" else ((2, n // 2), -2)
     a, b = jnp.moveaxis(x.reshape(*x.shape[:-1], *shape), axis, 0)
-    angle = jnp.pad(angle, ((0, 0),) * (angle.ndim - 1) + ((0, n // 2 - s),))
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    still = ((0, 0),) * (turn[0].ndim - 1) + ((0, n // 2 - s),)
+    cos, sin = (jnp.pad(each, still, constant_values=value) for each, value in zip(turn, (1, 0), strict=True))
     return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis).reshape(x.shape)
 
 

@@ -42,7 +42,7 @@ def associative_scan(
     h = h if initial_state is None else _planes("initial_state", initial_state)
     _check(a_planes, b_planes, h, reset)
     dtype = b_planes[0].dtype
-    h = tuple(x.astype(at_least_float32(dtype)) for x in h)
+    h = tuple(varying_like(x.astype(at_least_float32(dtype)), *a_planes, *b_planes) for x in h)
     if reset is not None:
         a_planes = tuple(jnp.where(reset[:, :, None], 0, jnp.broadcast_to(x, b_planes[0].shape)) for x in a_planes)
     states, last = _scan(a_planes, b_planes, h, reverse, _choose(implementation, a_planes, b_planes))
@@ -52,6 +52,11 @@ def associative_scan(
 def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype of states and decays for inputs of a real `dtype`."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def varying_like(h: Array, *arrays: Array) -> Array:
+    """h, as different along the axes of a mesh as the arrays are: what `shard_map` asks of a scan's carry."""
+    return sum((jnp.zeros_like(v, h.dtype, shape=h.shape) for v in arrays), h)
 
 
 def _planes(name: str, x: Planes) -> tuple:

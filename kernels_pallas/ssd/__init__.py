@@ -7,7 +7,7 @@ multi-input multi-output form (arXiv:2603.15569) a larger one.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kernels_pallas.associative_scan import at_least_float32
+from kernels_pallas.associative_scan import at_least_float32, varying_like
 from kernels_pallas.ssd import reference, xla
 from kernels_pallas.ssd.xla import segsum
 
@@ -46,11 +46,6 @@ def ssd(
     h = varying_like(h, *arrays)
     y, last = reference.run(*arrays, h) if _choose(implementation) == "reference" else xla.run(*arrays, h, chunk_size)
     return y.reshape(x.shape).astype(x.dtype), last
-
-
-def varying_like(h: Array, *arrays: Array) -> Array:
-    """h, as different along the axes of a mesh as the arrays are: what `shard_map` asks of a scan's carry."""
-    return sum((jnp.zeros_like(v, h.dtype, shape=h.shape) for v in arrays), h)
 
 
 def _choose(implementation: str) -> str:

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.associative_scan import at_least_float32
-from ssm.mixers.mamba import uniform_fan_in
+from ssm.initializers import uniform_fan_in
+from ssm.naming import check_state
 from ssm.recurrence import segment_starts
+from ssm.rotation import rotate
 
 
 class State(NamedTuple):
@@ -27,13 +29,15 @@ class State(NamedTuple):
     valid_bk: Float[Array, "b k"]
 
 
-def rotate(x_blhp: Float[Array, "b l h p"], position_l: Int[Array, " l"], base: float) -> Float[Array, "b l h p"]:
+def turn(x_blhp: Float[Array, "b l h p"], first: int, base: float) -> Float[Array, "b l h p"]:
     """Each pair (x_i, x_{i + p/2}) turned by the angle position * base^(-2i/p) (RoPE, eq. 15; p even)."""
-    x, y = jnp.split(x_blhp.astype(at_least_float32(x_blhp.dtype)), 2, -1)
-    frequency = base ** (-jnp.arange(x.shape[-1], dtype=x.dtype) / x.shape[-1])
-    angle = position_l[:, None].astype(x.dtype) * frequency[None]
-    cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
-    return jnp.concatenate([x * cos - y * sin, x * sin + y * cos], -1).astype(x_blhp.dtype)
+    x = x_blhp.astype(at_least_float32(x_blhp.dtype))
+    planes = x.shape[-1] // 2
+    frequency = base ** (-jnp.arange(planes, dtype=x.dtype) / planes)
+    angle = jnp.arange(first, first + x.shape[1], dtype=x.dtype)[:, None] * frequency[None]
+    # The table is made once; fused into what follows, it would be made for each head and row.
+    cos, sin = jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
+    return rotate(x, (cos[None, :, None], sin[None, :, None]), "halves").astype(x_blhp.dtype)
 
 
 def parallel(
@@ -64,7 +68,7 @@ def parallel(
     q, own = (_fill(x, count * block).reshape(batch * count, block, *x.shape[2:]) for x in (q_blhp, run))
     k, v, seen = (_windows(x[:, window - before :], before, block, count) for x in (keys, values, runs))
     if base is not None:
-        q, k = rotate(q, jnp.arange(before, before + block), base), rotate(k, jnp.arange(before + block), base)
+        q, k = turn(q, before, base), turn(k, 0, base)
     age = jnp.arange(before, before + block)[:, None] - jnp.arange(before + block)[None]
     near = (age >= 0) & (age < window)
     y = _attend(q, k, v, near[None] & (own[:, :, None] == seen[:, None]))
@@ -142,6 +146,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_bld, state: State | None = None, *, segment_ids=None):
         heads, groups, size = self._sizes()
+        check_state("attention", state, self.initial_state(len(x_bld)))
         dense = partial(nn.Dense, use_bias=self.bias, dtype=x_bld.dtype, kernel_init=uniform_fan_in)
         mixed = dense((heads + 2 * groups) * size, name="in_proj")(x_bld)
         mixed = mixed.reshape(*x_bld.shape[:2], heads + 2 * groups, size)

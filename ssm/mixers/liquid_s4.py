@@ -21,14 +21,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
-from ssm.discretize import RULES, check_rule
+from ssm.discretize import ONE_INPUT_RULES, check_rule
 from ssm.mixers import s4d
 from ssm.mixers.s4d import S4D, System
 from ssm.naming import unknown
 from ssm.recurrence import linear_recurrence, segment_starts
 
 MODES = ("exact", "kb", "pb")
-RULES_TAKEN = tuple(name for name in RULES if name != "exponential_trapezoidal")
 
 
 class State(NamedTuple):
@@ -184,7 +183,7 @@ class LiquidS4(S4D):
     degree: int | None = None
 
     def setup(self):
-        check_rule(self.rule, "liquid_s4", RULES_TAKEN)
+        check_rule(self.rule, "liquid_s4", ONE_INPUT_RULES)
         if self.bidirectional:
             raise ValueError("bidirectional is not for liquid_s4: its products of inputs are causal; leave it False")
         super().setup()

@@ -20,13 +20,11 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas.associative_scan import at_least_float32
 from kernels_pallas.short_convolution import short_convolution
-from ssm.discretize import RULES, check_rule, discretize
-from ssm.initializers import constant, softplus_inverse_dt
-from ssm.naming import unknown
+from ssm.discretize import ONE_INPUT_RULES, check_rule, discretize
+from ssm.initializers import constant, short_convolution_parameters, softplus_inverse_dt, uniform_fan_in
+from ssm.naming import check_state, unknown
 from ssm.norms import rms_norm
 from ssm.recurrence import linear_recurrence, segment_starts
-
-RULES_TAKEN = tuple(name for name in RULES if name != "exponential_trapezoidal")
 
 
 class State(NamedTuple):
@@ -50,8 +48,9 @@ def recurrent(
 ) -> tuple[Float[Array, "b l d"], Float[Array, "b d n"]]:
     """Token after token: the definition. y, and the state after the last token.
 
-    A: eigenvalues in 1/time; dt: time of each token, positive; rule: any of `RULES_TAKEN`. Computed in A's dtype, which
-    the state has; y has x's. The gradient keeps one state a token. Raises ValueError for a rule with a `previous` term.
+    A: eigenvalues in 1/time; dt: time of each token, positive; rule: any of `ONE_INPUT_RULES`. Computed in A's dtype,
+    which the state has; y has x's. The gradient keeps one state a token. Raises ValueError for a rule that reads two
+    inputs a step.
     """
     return _run(_loop, x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, rule, segment_ids)
 
@@ -107,7 +106,7 @@ def step(
     rule: str = "exponential_euler",
 ) -> tuple[Float[Array, "b d"], Float[Array, "b d n"]]:
     """One token; arguments as in `recurrent`."""
-    check_rule(rule, "mamba", RULES_TAKEN)
+    check_rule(rule, "mamba", ONE_INPUT_RULES)
     x, dt, B, C, D, h = (v.astype(A_dn.dtype) for v in (x_bd, dt_bd, B_bn, C_bn, D_d, h_bdn))
     y, h_bnd = _advance(rule, A_dn.T, h.mT, x, dt, B, C)
     return (y + D[None] * x).astype(x_bd.dtype), h_bnd.mT
@@ -122,7 +121,7 @@ def _advance(rule, A_nd, h_bnd, x_bd, dt_bd, B_bn, C_bn):
 
 def _run(form, x_bld, dt, A_dn, B, C, D, h_bdn, rule, segment_ids):
     """What every form shares: one dtype, the state before the first token, and D."""
-    check_rule(rule, "mamba", RULES_TAKEN)
+    check_rule(rule, "mamba", ONE_INPUT_RULES)
     x, dt, B, C, D = (v.astype(A_dn.dtype) for v in (x_bld, dt, B, C, D))
     h = jnp.zeros((len(x), *A_dn.shape), A_dn.dtype) if h_bdn is None else h_bdn.astype(A_dn.dtype)
     y, last = form(rule, A_dn, h, x, dt, B, C, segment_starts(segment_ids))
@@ -172,7 +171,6 @@ def _chunks(q, rule, A_dn, h_bdn, x, dt, B, C, reset):
 
 FORMS = {"recurrent": recurrent, "parallel": parallel, "chunked": chunked}
 SIZES = ("width", "state_size", "expand", "conv_width", "chunk_size")
-uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1, 1) / sqrt(fan_in)
 
 
 class Mamba(nn.Module):
@@ -181,7 +179,7 @@ class Mamba(nn.Module):
     expand: channels inside, as a multiple of width. dt_rank: inputs of dt_proj, ceil(width / 16) by default.
     dt_min, dt_max, dt_floor: range of dt at the start, one a channel, and what it is raised to (section 3.6).
     conv_bias; bias, of in_proj and out_proj. norm_BCdt: root-mean-square norms without weights, with norm_eps, of B, C
-    and what dt_proj reads (Falcon-Mamba, arXiv:2410.05355). rule: of `RULES_TAKEN`.
+    and what dt_proj reads (Falcon-Mamba, arXiv:2410.05355). rule: of `ONE_INPUT_RULES`.
     form: of `FORMS`, or "auto" for `chunked`, the fastest whose gradient fits in memory. chunk_size: its tokens.
     """
 
@@ -225,7 +223,7 @@ class Mamba(nn.Module):
         conv_bkd, h_bdn = self.initial_state(len(x_bld)) if state is None else state
 
         x, z = jnp.split(dense(2 * d, use_bias=self.bias, name="in_proj")(x_bld), 2, -1)
-        conv = self.param("conv", self._init_conv, d)
+        conv = self.param("conv", short_convolution_parameters(d, self.conv_width, self.conv_bias))
         x, conv_bkd = short_convolution(x, conv["weight"], conv.get("bias"), conv_bkd, reset=reset)
         dt, B, C = self._select(x, dense)
         A_log = self.param("A_log", constant(np.log(np.arange(1, n + 1))), (d, n))
@@ -245,21 +243,12 @@ class Mamba(nn.Module):
         dt_proj = dense(d, bias_init=lambda key, shape, dtype: start(key, shape), name="dt_proj", dtype=dtype)
         return nn.softplus(dt_proj(dt)), B, C
 
-    def _init_conv(self, key, d):
-        shapes = {"weight": (d, self.conv_width)} | ({"bias": (d,)} if self.conv_bias else {})
-        keys, bound = jax.random.split(key, len(shapes)), self.conv_width**-0.5
-        draw = partial(jax.random.uniform, dtype=jnp.float32, minval=-bound, maxval=bound)
-        return {name: draw(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
-
     def _check(self, state, batch_size):
-        check_rule(self.rule, "mamba", RULES_TAKEN)
+        check_rule(self.rule, "mamba", ONE_INPUT_RULES)
         for name in (*SIZES, *([] if self.dt_rank is None else ["dt_rank"])):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if state is not None:
-            for name, given, fitting in zip(State._fields, state, self.initial_state(batch_size), strict=True):
-                if given.shape != fitting.shape:
-                    raise ValueError(f"state.{name} has shape {given.shape}; it must be {fitting.shape}")
+        check_state("mamba", state, self.initial_state(batch_size))
 
     def initial_state(self, batch_size: int) -> State:
         d = self.expand * self.width

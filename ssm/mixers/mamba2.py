@@ -20,9 +20,8 @@ from kernels_pallas.associative_scan import at_least_float32
 from kernels_pallas.short_convolution import short_convolution
 from kernels_pallas.ssd import segsum, ssd
 from ssm.discretize import check_rule, discretize_log
-from ssm.initializers import softplus_inverse_dt
-from ssm.mixers.mamba import uniform_fan_in
-from ssm.naming import unknown
+from ssm.initializers import short_convolution_parameters, softplus_inverse_dt, uniform_fan_in
+from ssm.naming import check_state, unknown
 from ssm.norms import gated_rms_norm
 from ssm.recurrence import segment_starts
 
@@ -191,7 +190,9 @@ class Mamba2(nn.Module):
         return y[:, 0], state
 
     def initial_state(self, batch_size: int) -> State:
-        return State(*(jnp.zeros((batch_size, *shape), jnp.float32) for shape in self._state_shapes()))
+        inner, states = self.expand * self.width, self.groups * self.state_size
+        shapes = (self.conv_width - 1, inner + 2 * states), (self.heads, self.head_size, self.state_size)
+        return State(*(jnp.zeros((batch_size, *shape), jnp.float32) for shape in shapes))
 
     @property
     def heads(self) -> int:
@@ -201,13 +202,14 @@ class Mamba2(nn.Module):
     def _layer(self, x_bld, state, segment_ids, core):
         self._check()
         batch, length, _ = x_bld.shape
-        conv, h = (None, None) if state is None else self._checked(state, batch)
+        check_state("mamba2", state, self.initial_state(batch))
+        conv, h = (None, None) if state is None else state
         inner, states, heads = self.expand * self.width, self.groups * self.state_size, self.heads
         dense = partial(nn.Dense, use_bias=self.bias, dtype=x_bld.dtype, kernel_init=uniform_fan_in)
 
         widths = np.cumsum([inner, inner + 2 * states])
         z, xBC, dt = jnp.split(dense(int(widths[-1]) + heads, name="in_proj")(x_bld), widths, -1)
-        taps = self.param("conv", self._init_conv, inner + 2 * states)
+        taps = self.param("conv", short_convolution_parameters(inner + 2 * states, self.conv_width, self.conv_bias))
         xBC, conv = short_convolution(xBC, taps["weight"], taps.get("bias"), conv, reset=segment_starts(segment_ids))
         x, B, C = jnp.split(xBC, np.cumsum([inner, states]), -1)
 
@@ -225,28 +227,6 @@ class Mamba2(nn.Module):
         options = dict(groups=self.groups, norm_first=self.norm_first, eps=self.norm_eps)
         y = gated_rms_norm(y.reshape(batch, length, inner), z, scale, **options)
         return dense(self.width, name="out_proj")(y), State(conv, h)
-
-    def _init_conv(self, key, channels):
-        low, high = -(self.conv_width**-0.5), self.conv_width**-0.5
-        shapes = {"weight": (channels, self.conv_width)} | ({"bias": (channels,)} if self.conv_bias else {})
-        keys = jax.random.split(key, len(shapes))
-        return {
-            name: jax.random.uniform(k, shape, jnp.float32, low, high)
-            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
-        }
-
-    def _state_shapes(self):
-        inner, states = self.expand * self.width, self.groups * self.state_size
-        return (self.conv_width - 1, inner + 2 * states), (self.heads, self.head_size, self.state_size)
-
-    def _checked(self, state, batch):
-        if not isinstance(state, State):
-            kind = type(state)
-            raise ValueError(f"state is a {kind.__module__}.{kind.__qualname__}; mamba2 takes its own State")
-        for name, given, shape in zip(State._fields, state, self._state_shapes(), strict=True):
-            if given.shape != (batch, *shape):
-                raise ValueError(f"state.{name} has shape {given.shape}; this layer and batch have {(batch, *shape)}")
-        return state
 
     def _check(self):
         check_rule(self.rule, "mamba2", RULES)

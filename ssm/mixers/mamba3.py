@@ -24,8 +24,8 @@ from jaxtyping import Array, Float, Int
 from kernels_pallas.associative_scan import at_least_float32
 from kernels_pallas.ssd import ssd
 from ssm.discretize import discretize, discretize_log
-from ssm.initializers import softplus_inverse_dt
-from ssm.naming import unknown
+from ssm.initializers import softplus_inverse_dt, uniform_fan_in
+from ssm.naming import check_state, unknown
 from ssm.norms import gated_rms_norm, rms_norm
 from ssm.recurrence import segment_starts
 from ssm.rotation import rotate, summed_angle
@@ -170,7 +170,8 @@ def _turned(v, B, C, angle_blhs, state, segment_ids, layout):
     reset, angle = segment_starts(segment_ids), state.angle_bhs
     if angle_blhs is not None:
         total = summed_angle(angle_blhs.astype(precise), angle, reset)
-        k, q, angle = rotate(k, total[:, :, None], layout), rotate(q, total[:, :, None], layout), total[:, -1]
+        turn = jnp.cos(total)[:, :, None], jnp.sin(total)[:, :, None]
+        k, q, angle = rotate(k, turn, layout), rotate(q, turn, layout), total[:, -1]
     return v, k, q, angle, state, reset
 
 
@@ -251,8 +252,7 @@ class Mamba3(nn.Module):
     @nn.compact
     def _layer(self, x_bld, state, segment_ids, form):
         self._check(state, len(x_bld))
-        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        dense = partial(nn.Dense, use_bias=False, dtype=x_bld.dtype, kernel_init=uniform)
+        dense = partial(nn.Dense, use_bias=False, dtype=x_bld.dtype, kernel_init=uniform_fan_in)
         z, v, B, C, dt, A, weight, theta = self._split(dense(sum(self._sizes()), name="in_proj")(x_bld))
         start = softplus_inverse_dt(self.dt_min, self.dt_max, self.dt_floor)
         dt = jax.nn.softplus(dt + self.param("dt_bias", start, (self.heads,))[None, None])
@@ -337,6 +337,4 @@ class Mamba3(nn.Module):
         if self.rotation != "none" and (self.state_size % 2 or not self.planes):
             raise ValueError(f"state_size is {self.state_size}; where {self.rope_fraction} of it turns it must be a "
                              f"multiple of 2, at least {round(2 / self.rope_fraction)}")  # fmt: skip
-        for name, given, zero in zip(State._fields, state or (), self.initial_state(batch), strict=False):
-            if given.shape != zero.shape:
-                raise ValueError(f"state.{name} has shape {given.shape}; this layer and batch have {zero.shape}")
+        check_state("mamba3", state, self.initial_state(batch))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssm.mixers.attention import Attention, parallel, rotate
+from ssm.mixers.attention import Attention, parallel, turn
 from tests.oracles import assert_close
 
 WINDOW = 7
@@ -40,9 +40,9 @@ def draw(rng, length, heads=4, groups=2, size=6):
 run = jax.jit(parallel, static_argnames=("window", "base"))
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize(
-    ("length", "base"), [(1, 100.0), (WINDOW - 1, None), (WINDOW, 10.0), (WINDOW + 1, None), (23, 100.0)]
+    ("groups", "length", "base"),
+    [(1, 1, 100.0), (2, WINDOW - 1, None), (2, WINDOW, 10.0), (4, WINDOW + 1, None), (1, 23, None), (2, 23, 100.0)],
 )
 def test_parallel_is_the_loop(groups, length, base, rng):
     """A window off by one, a block that sees too little, a head in the wrong group, an angle too large: all fail."""
@@ -88,10 +88,9 @@ def test_positions_are_as_exact_after_a_hundred_thousand_tokens(rng):
 
 def test_rotation_keeps_lengths_and_depends_on_the_difference(rng):
     x, y = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
-    turn = lambda x, position: rotate(x, jnp.asarray([position]), 100.0)  # noqa: E731
-    assert_close(jnp.sum(turn(x, 9) * turn(y, 5)), np.sum(np.asarray(turn(x, 4) * y)), scale=10)
-    assert_close(jnp.linalg.norm(turn(x, 9)), np.linalg.norm(x))
-    assert_close(turn(x, 3)[0, 0, 0], turned(np.asarray(x[0, 0, 0], np.float64), 3, 100.0), scale=10)
+    assert_close(jnp.sum(turn(x, 9, 100.0) * turn(y, 5, 100.0)), np.sum(np.asarray(turn(x, 4, 100.0) * y)), scale=10)
+    assert_close(jnp.linalg.norm(turn(x, 9, 100.0)), np.linalg.norm(x))
+    assert_close(turn(x, 3, 100.0)[0, 0, 0], turned(np.asarray(x[0, 0, 0], np.float64), 3, 100.0), scale=10)
 
 
 def test_heads_and_sizes_of_the_layer(rng):

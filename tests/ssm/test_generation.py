@@ -38,7 +38,7 @@ def test_unequal_prompts_are_each_prompt_alone(name, rng):
     assert_all_close(prefill(model, variables, MORE, state=whole[1]), both)
 
 
-@pytest.mark.parametrize("piece", [1, 2, 4, 5, 9, 100])
+@pytest.mark.parametrize("piece", [1, 4, 9])
 def test_pieces_of_any_size(piece, rng):
     model, variables, _ = start(rng, "s5 attention")
     assert_all_close(prefill(model, variables, PROMPTS, piece=piece), prefill(model, variables, PROMPTS))
@@ -90,14 +90,14 @@ def test_a_stream_yields_what_is_generated_and_compiles_once(rng):
     """A step that were compiled for each token, setting, key or prompt would show in the count."""
     model, variables = writer(rng)
     key = jax.random.key(4)
+    generation._step.clear_cache(), generation._draw.clear_cache()
     expected = generate(model, variables, PROMPTS, key=key, **DRAW).tokens_bl
-    compiled = generation._step._cache_size(), generation._draw._cache_size()
     tokens = list(stream(model, variables, PROMPTS, key=key, **DRAW))
     np.testing.assert_array_equal(np.stack(tokens, 1), expected)
     twin = language_model("s5 attention", tie_embeddings=False)
     other = list(stream(twin, variables, PROMPTS, key=jax.random.key(5), **DRAW | dict(max_tokens=3)))
     assert np.any(np.stack(other, 1) != expected[:, :3])
-    assert (generation._step._cache_size(), generation._draw._cache_size()) == compiled
+    assert (generation._step._cache_size(), generation._draw._cache_size()) == (1, 1)
 
 
 def test_every_step_and_row_draws_anew(rng):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssm.mixers.mamba import FORMS, RULES_TAKEN, Mamba, State, chunked, step
+from ssm.discretize import ONE_INPUT_RULES
+from ssm.mixers.mamba import FORMS, Mamba, State, chunked, step
 from tests.oracles import assert_close, dense_rule
 
 D, N = 3, 4
@@ -87,7 +88,7 @@ def test_float32_and_bfloat16(form, rng):
 
 
 @each_form
-@pytest.mark.parametrize("rule", RULES_TAKEN)
+@pytest.mark.parametrize("rule", ONE_INPUT_RULES)
 def test_every_rule_is_its_dense_system(rule, form, rng, x64):
     """Each token's coefficients are those of the scalar system x' = A x + B u, by matrix exponentials and solves."""
     x, dt, A, B, C, D, h = problem(rng, 5, strongest=-2.0)
@@ -285,7 +286,7 @@ def test_a_state_of_another_shape_is_named(untyped):
     module, x = Mamba(width=4, state_size=5), jnp.zeros((2, 3, 4))
     variables = module.init(jax.random.key(0), x)
     for state, message in [
-        (module.initial_state(1), r"state.conv_bkd has shape \(1, 3, 8\); it must be \(2, 3, 8\)"),
+        (module.initial_state(1), r"state.conv_bkd has shape \(1, 3, 8\); this layer and batch have \(2, 3, 8\)"),
         (module.initial_state(2)._replace(h_bdn=jnp.zeros((2, 8, 4))), r"state.h_bdn has shape \(2, 8, 4\)"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -173,7 +173,7 @@ def test_parameters_start_in_their_ranges(rng):
 
 def test_wrong_options_and_states_are_named(untyped):
     x = jnp.zeros((2, 3, WIDTH))
-    start = lambda **options: mixer("mamba2", WIDTH, SIZES | options).init(jax.random.key(0), x)  # noqa: E731
+    start = lambda **options: jax.eval_shape(mixer("mamba2", WIDTH, SIZES | options).init, jax.random.key(0), x)  # noqa: E731
     for options, message in [
         (dict(head_size=5), "head_size is 5; it must divide expand x width, which is 12"),
         (dict(groups=3), "groups is 3; it must divide the 4 heads"),
@@ -197,6 +197,6 @@ def test_wrong_options_and_states_are_named(untyped):
         (mamba.State(*module.initial_state(2)), "state is a ssm.mixers.mamba.State; mamba2 takes its own State"),
     ]:
         with pytest.raises(ValueError, match=message):
-            module.apply(variables, x, state)
+            jax.eval_shape(module.apply, variables, x, state)
         with pytest.raises(ValueError, match=message):
-            module.apply(variables, x[:, 0], state, method="step")
+            jax.eval_shape(lambda state: module.apply(variables, x[:, 0], state, method="step"), state)  # noqa: B023
