@@ -20,7 +20,7 @@ def test_the_examples_print_what_is_shown():
         for block in blocks:
             exec(block, names)
     lines = printed.getvalue().splitlines()
-    assert len(blocks) == 2 and len(lines) == 3
+    assert len(blocks) == 3 and len(lines) == 3
     shown = [line for line in README.splitlines() if line.startswith(("recurrent", "parallel", "chunked"))]
     values = [np.array(re.findall(r"-?\d+\.\d+", line), float) for line in lines + shown]
     for other in values[1:]:
