@@ -13,7 +13,7 @@ help:
 	@echo "make demo               train S4D on handwritten digits, pixel by pixel, in minutes on a CPU"
 	@echo "make test               the tests that a user runs"
 	@echo "make test-oracles       the same numbers from independent implementations (installs CPU PyTorch)"
-	@echo "make test-accelerators  the tests under Python 3.12 and the accelerators' jax 0.11.2"
+	@echo "make test-accelerators  the tests under Python 3.12 and jax 0.11.2, and kernels through the GPU's and TPUs' compilers"
 	@echo "make benchmark          times every operation on this machine"
 	@echo "make report             the table of recorded results"
 	@echo "make lint               ruff, as the maintainers run it"
@@ -36,6 +36,7 @@ help:
 .venv-accelerators/ready: setup.cfg pyproject.toml
 	@PYENV_VERSION=$${PYENV_VERSION:-3.12.1} python3.12 -m venv .venv-accelerators
 	@$(ACCELERATORS)/python $(PIP_INSTALL) jax==0.11.2 -e .[demo,datasets,pretrained,test]
+	@$(ACCELERATORS)/python $(PIP_INSTALL) --no-deps jax-cuda13-plugin==0.11.2 jax-cuda13-pjrt==0.11.2 libtpu==0.0.48.*
 	@touch $@
 
 demo: .venv/ready
@@ -47,6 +48,7 @@ test: .venv/ready-test
 test-oracles: .venv-oracles/ready
 	$(ORACLES)/python $(PYTEST) tests/independent
 
+# The compilers for GPUs and TPUs need neither: kernels are compiled ahead of time, and run in simulators.
 # PYENV_VERSION reaches a Python 3.12 behind pyenv; without either this says so and passes.
 test-accelerators:
 	@if PYENV_VERSION=$${PYENV_VERSION:-3.12.1} python3.12 --version >/dev/null 2>&1; then \

@@ -7,8 +7,7 @@ import pytest
 
 from ssm import generation
 from ssm.generation import candidates, generate, padded, prefill, sample, stream
-from ssm.mixers import MIXERS
-from tests.ssm.test_language_model import VOCABULARY, assert_all_close, language_model, start
+from tests.ssm.test_language_model import FAMILIES, VOCABULARY, assert_all_close, language_model, start
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [10], [3, 4, 5, 6]]
 MORE = [[4, 4], [1, 2, 3, 4, 5], [7]]
@@ -26,7 +25,7 @@ def alone(model, variables, texts):
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *ends)
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_unequal_prompts_are_each_prompt_alone(name, rng):
     """At once, in pieces (some of them all padding), and going on, unequally, from a state that was given."""
     model, variables, _ = start(rng, name)

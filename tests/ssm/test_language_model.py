@@ -12,6 +12,7 @@ from tests.oracles import assert_close, relative
 from tests.ssm.test_mixers import OPTIONS, STATE
 
 VOCABULARY, WIDTH, LENGTH = 11, 4, 12
+FAMILIES = ("mamba", "mamba2", "mamba3", "attention", "s5", "s4d")  # every kind of state; all mixers: test_mixers
 SMALL = {name: OPTIONS.get(name, {}) | ({} if name == "attention" else {"state_size": STATE}) for name in MIXERS}
 
 
@@ -37,7 +38,7 @@ def assert_all_close(out, ref, scale=100, **options):
         assert_close(a, b, scale=scale, label=jax.tree_util.keystr(path), **options)
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_token_by_token(name, rng):
     """Logits and state of one call, and of a step a token."""
     model, variables, tokens = start(rng, name)
@@ -49,7 +50,7 @@ def test_token_by_token(name, rng):
     assert_all_close((jnp.stack(steps, 1), state), jax.jit(model.apply)(variables, tokens))
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_packed_documents_are_separate(name, rng):
     """Logits of each alone; and no gradient, to the last bit, reaches the embeddings of the other's tokens."""
     model, variables, _ = start(rng, name, tie_embeddings=False)
@@ -73,7 +74,7 @@ def test_packed_documents_are_separate(name, rng):
 
 def test_bfloat16_activations(rng):
     """Of every mixer, one after another; the residual, the states and the logits stay float32."""
-    model, variables, tokens = start(rng, " ".join(MIXERS), mlp_size=0)
+    model, variables, tokens = start(rng, " ".join(FAMILIES), mlp_size=0)
     logits, _ = jax.jit(model.apply)(variables, tokens)
     rounded, state = jax.jit(model.clone(dtype="bfloat16").apply)(variables, tokens)
     assert rounded.dtype == jnp.float32
