@@ -99,13 +99,18 @@ def _choose(implementation: str, a: tuple, b: tuple) -> str:
 
 def _refusal(implementation: str, a: tuple, b: tuple) -> str:
     """Why a fused implementation cannot take these planes; "" where it can."""
+    return backend_refusal(implementation) or _module(implementation).refusal(a, b)
+
+
+def backend_refusal(implementation: str) -> str:
+    """Why no kernel for "gpu" or "tpu" can run in this process; "" where one can."""
     if jax.default_backend() != implementation:
         return f"the backend is {jax.default_backend()}"
     if implementation == "gpu" and jax.__version_info__ < (0, 11, 2):
         return f"it needs jax 0.11.2, this is {jax.__version__}"
     if implementation == "gpu" and float(jax.local_devices()[0].compute_capability) < 9:
         return "it needs compute capability 9.0"
-    return _module(implementation).refusal(a, b)
+    return ""
 
 
 def _module(implementation: str):

@@ -100,7 +100,7 @@ def chunked(
     """y by matrix products: a Toeplitz matrix inside a chunk, the state between chunks."""
     a, b, c, D, c_reverse = system
     h = None if state is None else state.h_bdn
-    y, h = long_convolution(x_bld, a, b, c, D, h, c_reverse=c_reverse, chunk_size=chunk_size, implementation="xla")
+    y, h = long_convolution(x_bld, a, b, c, D, h, c_reverse=c_reverse, chunk_size=chunk_size)
     return y, State(h)
 
 

@@ -3,18 +3,13 @@
 The values on a GPU, forward and backward, are in experiments/results/kernels.
 """
 
-import os
-import pathlib
-import re
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kernels_pallas.associative_scan import reference
+from tests.hopper import spills
 from tests.oracles import assert_close
 
 if jax.__version_info__ < (0, 11, 2):
@@ -24,47 +19,19 @@ from jax.experimental.pallas import mosaic_gpu as plgpu  # noqa: E402
 
 from kernels_pallas.associative_scan import gpu  # noqa: E402
 
-ROOT = pathlib.Path(__file__).parents[2]
 COMPILE = """
-import os
-os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # nothing runs here
-import jax
-import jax_plugins.xla_cuda13
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kernels_pallas.associative_scan import gpu, specs
 
-H100 = '''
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 memory_bandwidth: 3352320000000
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-runtime_version { major: 13 minor: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-'''
-jax.devices()
-topology = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=H100, topology="1x1x1")
-mesh = Mesh(np.array(topology.devices[:1]), ("x",))
-one = NamedSharding(mesh, PartitionSpec())
 both = specs.Spec(8, 4096, 2048, "complex", True), specs.Spec(3, 8 * 331, 384, "real", True)
-with jax.set_mesh(mesh):
-    for spec in (*specs.GPU[:2], *both):
-        p = 2 if spec.number == "complex" else 1
-        like = lambda shape, dtype: (jax.ShapeDtypeStruct(shape, dtype, sharding=one),) * p
-        shape, n = (spec.batch, spec.length, spec.channels), spec.channels
-        a, b = like(shape if spec.per_token else (n,), spec.dtype), like(shape, spec.dtype)
-        h = like((spec.batch, n), "float32")
-        assert not gpu.refusal(a, b), spec
-        for function, arguments in ((gpu.scan, (a, b, h)), (gpu.adjoint, (a, h, b, b, h))):
-            run = jax.jit(lambda *x: function(*x, False))
-            run.trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
-            print("compiled", spec, function.__name__)
+for spec in (*specs.GPU[:2], *both):
+    p = 2 if spec.number == "complex" else 1
+    like = lambda shape, dtype: (jax.ShapeDtypeStruct(shape, dtype, sharding=one),) * p
+    shape, n = (spec.batch, spec.length, spec.channels), spec.channels
+    a, b = like(shape if spec.per_token else (n,), spec.dtype), like(shape, spec.dtype)
+    h = like((spec.batch, n), "float32")
+    assert not gpu.refusal(a, b), spec
+    for function, arguments in ((gpu.scan, (a, b, h)), (gpu.adjoint, (a, h, b, b, h))):
+        compile(lambda *x: function(*x, False), arguments)
 """
 
 
@@ -115,9 +82,4 @@ def test_what_does_not_fit_is_refused():
 
 def test_it_compiles_for_hopper_without_a_spill():
     """Registers that do not fit would go to memory, and the walk would wait for them."""
-    pytest.importorskip("jax_cuda13_plugin", reason="the compiler for GPUs is not installed")
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "MOSAIC_GPU_DUMP_PTXAS": "1"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert not done.returncode, done.stderr[-2000:]
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stdout + done.stderr)
-    assert len(spills) >= done.stdout.count("compiled") == 8 and set(spills) == {("0", "0")}
+    assert spills(COMPILE) == (8, {"0"})

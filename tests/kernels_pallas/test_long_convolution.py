@@ -1,13 +1,16 @@
 """The diagonal state space model against a float64 loop over dense matrices."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas.long_convolution import IMPLEMENTATIONS, long_convolution
-from tests.oracles import assert_close, dense_ssm
+from kernels_pallas.long_convolution import long_convolution, xla
+from tests.oracles import assert_close, dense_ssm, relative
 
+IMPLEMENTATIONS = ("reference", "xla")  # what runs on any backend
 D, N = 3, 4
 
 
@@ -117,6 +120,43 @@ def test_split_reset_vmap_and_precision(rng):
     assert_close(run(u.astype(jnp.bfloat16), state)[0], y)
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_bfloat16(both, rng):
+    """Its products are of bfloat16, forward and backward, unless more is asked for; sums and states are not."""
+    p = {k: np.asarray(x, np.complex64 if np.iscomplexobj(x) else np.float32) for k, x in problem(rng, 40).items()}
+    p |= dict(c_reverse=p["c"][::-1]) if both else {}
+    u = jnp.asarray(p.pop("u"), jnp.bfloat16)
+    p = {k: jnp.asarray(x) for k, x in p.items() if not both or k != "initial_state"}
+
+    @partial(jax.jit, static_argnums=2)
+    def outputs_and_gradient(u, p, precision):
+        run = lambda u: long_convolution(u, **p, chunk_size=CHUNK, precision=precision, implementation="xla")  # noqa: E731
+        outputs, pull = jax.vjp(run, u)
+        return *outputs, pull((u, jnp.zeros_like(outputs[1])))[0]
+
+    auto, default, highest = (outputs_and_gradient(u, p, how) for how in ("auto", "default", "highest"))
+    exact = outputs_and_gradient(u.astype(jnp.float32), p, "auto")
+    for label, *x in zip(("y", "last state", "gradient"), auto, default, highest, exact, strict=True):
+        as_auto, as_default, as_highest, reference = (np.asarray(v, np.result_type(v.dtype, np.float32)) for v in x)
+        np.testing.assert_array_equal(as_auto, as_default, err_msg=label)
+        assert 1e-4 < relative(as_auto, reference) < 8e-3, label
+        assert relative(as_highest, reference) < (1e-5 if label == "last state" else 4e-3), label
+    assert auto[0].dtype == auto[2].dtype == jnp.bfloat16
+
+
+def test_chunks_divide_the_length_where_they_can(rng, x64, monkeypatch):
+    """49 = 4 x 12 + 1 would leave a walk of one token; 7 x 7 leaves none. 17 has no divisor that is near."""
+    p = jax_arrays(problem(rng, 49))
+    walks = []
+    monkeypatch.setattr(
+        xla, "sweep", lambda u, tables, *rest, sweep=xla.sweep: walks.append(u.shape) or sweep(u, tables, *rest)
+    )
+    for length, chunk, expected in [(49, 12, [49]), (48, 20, [48]), (17, 16, [16, 1]), (45, 40, [40, 5])]:
+        walks.clear()
+        long_convolution(**(p | dict(u=p["u"][:, :length])), chunk_size=chunk, implementation="xla")
+        assert [shape[2] for shape in walks] == expected
+
+
 def test_reset_reads_no_later_segment(rng, x64):
     p = jax_arrays({k: v for k, v in problem(rng, 12).items() if k != "initial_state"})
     u, reverse = p.pop("u"), dict(c_reverse=p["c"])
@@ -133,7 +173,8 @@ def test_wrong_input_is_named(rng, untyped):
         (dict(b=p["b"].real), "b is float32, a is complex64: all real or all complex"),
         (dict(c_reverse=p["c"]), "initial_state cannot enter a bidirectional convolution"),
         (dict(implementation="xla", reset=jnp.zeros((2, 5), bool)), "implementation 'xla' takes no reset"),
-        (dict(implementation="cuda"), "implementation is 'cuda'; it may be auto, reference, xla"),
+        (dict(implementation="cuda"), "implementation is 'cuda'; it may be auto, reference, xla, gpu"),
+        (dict(implementation="gpu"), "implementation 'gpu' cannot run this: the backend is cpu; 'auto' takes another"),
         (dict(chunk_size=0), "chunk_size is 0"),
         (dict(a=p["a"][:2]), "a has 2 channels, u has 3"),
         (dict(u=p["u"][:, :0]), "u has length 0"),
