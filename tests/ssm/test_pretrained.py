@@ -219,7 +219,8 @@ def test_wrong_config(about, message, tmp_path):
 def test_fields_that_only_a_beginning_or_a_kernel_reads(tmp_path, rng):
     about = config("Mamba2")
     about["ssm_cfg"] |= dict(A_init_range=[1, 16], use_mem_eff_path=True, chunk_size=256, dt_init_floor=1e-4)
-    pretrained.load(write(tmp_path, about, published.tensors("Mamba2", rng)))
+    loaded = pretrained.load(write(tmp_path, about, published.tensors("Mamba2", rng)))
+    assert loaded.config == about
 
 
 @pytest.mark.parametrize("content, message", [
