@@ -6,7 +6,7 @@
 Presets are MODEL,SIZE in any order; mamba3,demo where nothing is said. The second command trains every model of
 TABLE with the preset's size and prints their table.
     MODEL  mamba3 mamba2 mamba attention s5, or a hybrid of Mamba-3 and attention: hybrid
-    SIZE   demo         a small model, a few minutes on two CPU cores
+    SIZE   demo         a small model, a minute or two on two CPU cores
            shakespeare  5.05 million parameters, minutes on a GPU
            smoke        four steps of a tiny model
 The text is TinyShakespeare (Karpathy 2015; 1.1 MB), downloaded by TFDS; any other file is
