@@ -106,9 +106,9 @@ def _of_run(folder: pathlib.Path, tokenizer: pathlib.Path | None) -> Loaded:
 def stream(loaded: Loaded, prompt: Sequence[int], **options: Any) -> Iterator[tuple[int, str]]:
     """Each token after `prompt` and the text that is complete with it; options: see `ssm.generation.stream`."""
     decode = loaded.text.decoder(prompt)
-    for (token,) in generation.stream(loaded.model, loaded.variables, [prompt], stop=loaded.stop, **options):
-        token = int(token)
-        yield token, "" if token in loaded.stop else decode(token)
+    rows = generation.stream(loaded.model, loaded.variables, [prompt], stop=loaded.stop, **options)
+    tokens = (int(token) for (token,) in rows)
+    return ((token, "" if token in loaded.stop else decode(token)) for token in tokens)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -135,8 +135,9 @@ def main(argv: Sequence[str]) -> int:
     prompt = loaded.text.encode(arguments.prompt)
     options = {name: getattr(arguments, name) for name in ("max_tokens", "temperature", "top_k", "top_p")}
     begun, times = time.perf_counter(), []
+    pieces = stream(loaded, prompt, key=jax.random.key(arguments.seed), **options)
     print(arguments.prompt, end="", flush=True)
-    for _, text in stream(loaded, prompt, key=jax.random.key(arguments.seed), **options):
+    for _, text in pieces:
         times.append(time.perf_counter())
         print(text, end="", flush=True)
     print()

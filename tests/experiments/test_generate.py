@@ -158,7 +158,7 @@ WRONG = {
 @pytest.mark.parametrize("argument", WRONG)
 def test_wrong_input(argument, folder, capsys):
     status, out, err = run(capsys, "--checkpoint", folder, "--prompt", "x", argument)
-    assert status == 2 and WRONG[argument] in err and err.startswith("error: ") and err.count("\n") == 1
+    assert status == 2 and WRONG[argument] in err and err.startswith("error: ") and err.count("\n") == 1 and not out
 
 
 def test_wrong_runs(workdir, folder, tmp_path, capsys):
