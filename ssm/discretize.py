@@ -174,10 +174,8 @@ def discretize_log(
     w = _as_dtype_of(A, _weight(rule, weight))
     dt = _as_dtype_of(A, dt)
     z = dt * A
-    current = {"zoh": lambda: dt * phi1(z), "dirac": lambda: jnp.ones_like(z)}.get(rule, lambda: dt)()
-    previous = jnp.zeros_like(z)
-    if rule == "exponential_trapezoidal":
-        previous, current = (1 - w) * dt, w * dt
+    _, _, current = RULES[rule].diagonal(z, dt, w)
+    previous = (1 - w) * dt if rule == "exponential_trapezoidal" else jnp.zeros_like(z)
     previous, current = (jnp.broadcast_to(c, z.shape).astype(z.dtype) for c in (previous, current))
     return LogCoefficients(z, previous, current)
 
