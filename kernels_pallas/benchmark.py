@@ -22,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas.associative_scan import IMPLEMENTATIONS as SCANS
 from kernels_pallas.associative_scan import associative_scan
 from kernels_pallas.associative_scan import specs as scan_specs
+from kernels_pallas.long_convolution import IMPLEMENTATIONS as CONVOLUTIONS
 from kernels_pallas.long_convolution import long_convolution
 from kernels_pallas.long_convolution import specs as convolution_specs
 
@@ -78,10 +80,11 @@ def size(*arrays) -> int:
     return sum(x.nbytes for x in jax.tree.leaves(arrays))
 
 
-def here(*more: str) -> tuple[str, ...]:
-    """The implementations that are timed on this backend."""
+def here(implementations: tuple[str, ...]) -> list[str]:
+    """Those of an operation's implementations that are timed on this backend."""
     backend = jax.default_backend()
-    return ("reference", "xla", *more) if backend == "cpu" else ("xla", backend, *more)
+    timed = ("reference", "xla") if backend == "cpu" else ("xla", backend)
+    return [name for name in timed if name in implementations]
 
 
 def scans(specs) -> Iterator[Case]:
@@ -92,7 +95,7 @@ def scans(specs) -> Iterator[Case]:
         a = (0.8 * modulus, 0.6 * modulus) if complex_ else modulus
         b = (normal(1, *shape), normal(2, *shape)) if complex_ else normal(1, *shape)
         a, b = jax.tree.map(lambda x: x.astype(spec.dtype), (a, b))  # noqa: B023
-        functions = {name: first(associative_scan, name) for name in here()}
+        functions = {name: first(associative_scan, name) for name in here(SCANS)}
         forward, backward = size(a, b, b), size(a, b, b, b) + size(a) * spec.per_token
         yield Case("associative_scan", str(spec), spec.dtype, "xla", functions, (a, b), forward, backward)
 
@@ -111,7 +114,7 @@ def convolutions(specs) -> Iterator[Case]:
         z = np.geomspace(0.001, 0.1, d)[:, None] * (-0.5 + 1j * np.pi * np.arange(n))
         a, b, D = jnp.exp(z.astype(np.complex64)), jnp.ones((d, n), jnp.complex64), jnp.ones(d)
         u, c = normal(0, spec.batch, spec.length, d), jax.lax.complex(normal(1, d, n), normal(2, d, n))
-        functions = {name: first(long_convolution, name) for name in here()}
+        functions = {name: first(long_convolution, name) for name in here(CONVOLUTIONS)}
         kernel = normal(3, d, spec.length)
         functions["fft"] = lambda u, a, b, c, D, kernel=kernel: fft(u, kernel)
         inputs = (u, a, b, c, D)
