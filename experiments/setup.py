@@ -90,10 +90,15 @@ def build_model(options: Mapping[str, Any], task: Task) -> nn.Module:
     """The model of `config.model`, with the ends that the task needs."""
     from ssm import language_model, models
 
-    if task.kind == "language_model":
-        return naming.build("model", language_model.LanguageModel, options, vocabulary=task.input_size)
     ends = {"encoder": task.encoder, "input_size": task.input_size, "classes": task.classes}
-    return naming.build("model", models.SequenceClassifier, options, **ends)
+    kinds = {
+        "classification": (models.SequenceClassifier, ends),
+        "language_model": (language_model.LanguageModel, {"vocabulary": task.input_size}),
+    }
+    if task.kind not in kinds:
+        raise naming.unknown("task kind", task.kind, kinds)
+    model, ends = kinds[task.kind]
+    return naming.build("model", model, options, **ends)
 
 
 def check_fields(config: ConfigDict) -> None:
