@@ -74,7 +74,7 @@ def get_config(preset: str = "") -> ConfigDict:
         "warmup_percent": 0.0,
         "groups": {
             "no_decay": {
-                "match": "(A_log|A_real|A_imag|log_dt|dt_bias|D|scale|bias|B_bias|C_bias|mimo_.|B/...._?.*)$",
+                "match": "(A_log|A_real|A_imag|log_dt|D|scale|bias|mimo_.|B/(real|imag))$",
                 "weight_decay": 0.0,
             }
         },
