@@ -1,4 +1,4 @@
-"""curves.png: loss and metric against the step."""
+"""Figures: a run's loss and metric against the step, and an operation's time against the length."""
 
 import os
 import pathlib
@@ -11,12 +11,7 @@ STYLE = {"train": ("#9aa5b1", 1.2, ""), "validation": ("#d9822b", 1.8, "o"), "te
 
 def curves(path: pathlib.Path, lines: Sequence[dict], title: str, metric: str, published: Mapping) -> None:
     """Draws the lines of metrics.jsonl; `published` (of the config) becomes a dashed level."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    figure = _figure(title, 9)
     loss, right = figure.subplots(1, 2)
     for axes, name in ((loss, "loss"), (right, metric)):
         for split, (color, width, marker) in STYLE.items():
@@ -25,8 +20,7 @@ def curves(path: pathlib.Path, lines: Sequence[dict], title: str, metric: str, p
             if points:
                 axes.plot(*zip(*points, strict=True), color=color, lw=width, marker=marker, ms=3, label=split)
         axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     loss.set_ylabel("cross entropy (nats)")
     loss.set_yscale("log")
     right.set_ylabel(f"{metric.replace('_', ' ')} ({METRICS[metric].unit})")
@@ -34,6 +28,45 @@ def curves(path: pathlib.Path, lines: Sequence[dict], title: str, metric: str, p
         right.axhline(published["value"], color="#444444", ls="--", lw=1, label="published")
     if right.has_data():
         right.legend(frameon=False)
+    _save(figure, path)
+
+
+def cost(path: pathlib.Path, series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> None:
+    """Milliseconds against the length, a line for each "IMPLEMENTATION, PASS"; in gray what is the baseline."""
+    figure = _figure(title, 6)
+    axes = figure.subplots()
+    for name, points in series.items():
+        implementation, what = name.split(", ")
+        color = "#9aa5b1" if implementation == "xla" else "#1f5fa8"
+        axes.plot(*zip(*points, strict=True), color=color, ls="-" if what == "forward" else "--", marker="o", ms=4)
+        axes.annotate(name, points[-1], (6, 0), textcoords="offset points", va="center", fontsize=8, color=color)
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("length of a sequence (tokens)")
+    axes.set_ylabel("time (ms)")
+    _plain(axes)
+    _save(figure, path)
+
+
+def _figure(title: str, width: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _plain(axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure, path: pathlib.Path) -> None:
+    """Whole or not at all."""
     temporary = path.with_name(f".tmp-{path.name}")
-    figure.savefig(temporary, dpi=130, format="png")
+    figure.savefig(
+        temporary, dpi=130, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None
+    )
     os.replace(temporary, path)

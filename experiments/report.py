@@ -53,8 +53,12 @@ def table(results: pathlib.Path, task: str | None = None) -> str:
 
 def markdown(results: Sequence[dict]) -> str:
     """One row for each result.json."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *map(_cells, results)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return rows(COLUMNS, [_cells(result) for result in results])
+
+
+def rows(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ("---",) * len(columns), *cells))
 
 
 def _cells(result: dict) -> tuple[str, ...]:

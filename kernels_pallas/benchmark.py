@@ -150,23 +150,27 @@ def measure(case: Case, bandwidth: float) -> Iterator[dict]:
 OPERATIONS = {"associative_scan": (scans, scan_specs), "long_convolution": (convolutions, convolution_specs)}
 
 
+def about(module: str, op: str | None) -> dict:
+    """What every record says: the device, versions, date and command."""
+    return dict(
+        device=f"{jax.devices()[0].device_kind} ({platform.machine()}, {platform.system()})",
+        versions=dict(python=platform.python_version(), jax=jax.__version__),
+        date=datetime.date.today().isoformat(),
+        command=f"python -m kernels_pallas.{module}" + (f" --op {op}" if op else ""),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--op", choices=OPERATIONS, help="only this operation")
     parser.add_argument("--json", metavar="FILE", help="append one line a measurement")
     arguments = parser.parse_args()
-    device, bandwidth = jax.devices()[0], copy_bandwidth()
-    about = dict(
-        device=f"{device.device_kind} ({platform.machine()}, {platform.system()})",
-        copy_gigabytes_per_second=round(bandwidth / 1e9),
-        versions=dict(python=platform.python_version(), jax=jax.__version__),
-        date=datetime.date.today().isoformat(),
-        command="python -m kernels_pallas.benchmark" + (f" --op {arguments.op}" if arguments.op else ""),
-    )
-    print(f"{about['device']}, jax {jax.__version__}, a copy moves {bandwidth / 1e9:.0f} GB/s")
+    bandwidth = copy_bandwidth()
+    head = about("benchmark", arguments.op) | {"copy_gigabytes_per_second": round(bandwidth / 1e9)}
+    print(f"{head['device']}, jax {jax.__version__}, a copy moves {bandwidth / 1e9:.0f} GB/s")
     for op in [arguments.op] if arguments.op else OPERATIONS:
         cases, specs = OPERATIONS[op]
-        for case in cases(specs.CPU if device.platform == "cpu" else specs.GPU):
+        for case in cases(specs.CPU if jax.default_backend() == "cpu" else specs.GPU):
             for record in measure(case, bandwidth):
                 ratio = record["baseline_milliseconds"] / record["milliseconds"]
                 print(
@@ -177,7 +181,7 @@ def main() -> None:
                 )
                 if arguments.json:
                     with open(arguments.json, "a") as file:
-                        file.write(json.dumps(record | about) + "\n")
+                        file.write(json.dumps(record | head) + "\n")
 
 
 if __name__ == "__main__":

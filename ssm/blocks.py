@@ -45,6 +45,22 @@ class Norm(nn.Module):
         return y.astype(x_bld.dtype)
 
 
+class GLU(nn.Module):
+    """(W_1 x + b_1) sigmoid(W_2 x + b_2) (Dauphin et al. 2017, arXiv:1612.08083, eq. 1), W and b each kept as one.
+
+    Two products and not one: the cotangents of the halves of one would be put together in memory.
+    """
+
+    @nn.compact
+    def __call__(self, x_bld):
+        width = x_bld.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (width, 2 * width))
+        bias = self.param("bias", nn.initializers.zeros, (2 * width,))
+        halves = zip(jnp.split(kernel.astype(x_bld.dtype), 2, 1), jnp.split(bias.astype(x_bld.dtype), 2), strict=True)
+        value, gate = (x_bld @ W + b[None, None] for W, b in halves)
+        return value * jax.nn.sigmoid(gate)
+
+
 class GatedUnit(nn.Module):
     """The position-wise map after a mixer, g(y) with dropout; one of
 
@@ -62,9 +78,9 @@ class GatedUnit(nn.Module):
         v = drop(nn.gelu(y_bld))
         if self.kind == "none":
             return v
-        gate = nn.Dense(2 * width if self.kind == "full" else width, dtype=dtype, name="gate")(v)
         if self.kind == "full":
-            return nn.glu(gate)
+            return GLU(name="gate")(v)
+        gate = nn.Dense(width, dtype=dtype, name="gate")(v)
         if self.kind == "half1":
             return drop(v * jax.nn.sigmoid(gate))
         if self.kind == "half2":

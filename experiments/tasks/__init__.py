@@ -7,7 +7,7 @@ from typing import Any
 from experiments.tasks.base import Task
 from ssm import naming
 
-MODULES = {"smnist": "smnist", "psmnist": "smnist", "fashion": "smnist", "language_model": "text"}
+MODULES = {"smnist": "smnist", "psmnist": "smnist", "fashion": "smnist", "language_model": "text", "noise": "noise"}
 
 
 def load(options: Mapping[str, Any]) -> Task:

@@ -7,11 +7,12 @@ $\bar h_{-1} = a_0^* g_0$ (* conjugates).
 """
 
 import importlib
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
+
+from kernels_pallas.partition import over_batch
 
 Planes = Inexact[Array, "..."] | tuple[Inexact[Array, "..."], Inexact[Array, "..."]]
 FUSED = ("gpu", "tpu")  # each for the backend of its name
@@ -117,20 +118,50 @@ def _module(implementation: str):
     return importlib.import_module(f"kernels_pallas.associative_scan.{implementation}")
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _scan(a, b, h, reverse, implementation):
-    return _module(implementation).scan(a, b, h, reverse)
+def _states(a, b, h, reverse, implementation):
+    p, scan = len(b), _module(implementation).scan
+    out = _over_batch(
+        lambda *planes: sum(scan(*_cut(planes, p), reverse), ()),
+        implementation,
+        [_axes(a)] * p + ["b l n"] * p + ["b n"] * p,
+        ["b l n"] * p + ["b n"] * p,
+    )(*a, *b, *h)
+    return tuple(_cut(out, p))
 
 
 def _forward(a, b, h, reverse, implementation):
-    states, last = _module(implementation).scan(a, b, h, reverse)
+    states, last = _states(a, b, h, reverse, implementation)
     return (states, last), (a, h, states)
 
 
 def _backward(reverse, implementation, saved, cotangents):
     a, h, states = saved
-    a_bar, b_bar, h_bar = _module(implementation).adjoint(a, h, states, *cotangents, reverse)
-    return tuple(x.astype(y.dtype) for x, y in zip(a_bar, a, strict=True)), b_bar, h_bar
+    p, adjoint = len(h), _module(implementation).adjoint
+    a_bar, b_bar, h_bar = _cut(
+        _over_batch(
+            lambda *planes: sum(adjoint(*_cut(planes, p), reverse), ()),
+            implementation,
+            [_axes(a)] * p + ["b n"] * p + ["b l n"] * (2 * p) + ["b n"] * p,
+            ["b l n" if a[0].ndim == 3 else "b n"] * p + ["b l n"] * p + ["b n"] * p,
+        )(*a, *h, *states, *cotangents[0], *cotangents[1]),
+        p,
+    )
+    a_bar = tuple((x if y.ndim == 3 else x.sum(0)).astype(y.dtype) for x, y in zip(a_bar, a, strict=True))
+    return a_bar, b_bar, h_bar
 
 
+_scan = jax.custom_vjp(_states, nondiff_argnums=(3, 4))
 _scan.defvjp(_forward, _backward)
+
+
+def _axes(a: tuple) -> str:
+    return "b l n" if a[0].ndim == 3 else "n"
+
+
+def _cut(planes: tuple, p: int) -> list[tuple]:
+    return [tuple(planes[i : i + p]) for i in range(0, len(planes), p)]
+
+
+def _over_batch(run, implementation: str, operands: list[str], results: list[str]):
+    """A kernel that devices share by rows of the batch; what XLA makes it shares out itself."""
+    return over_batch(run, ", ".join(operands), ", ".join(results)) if implementation in FUSED else run

@@ -163,7 +163,7 @@ def scan(a: Planes, b: Planes, h: Planes, reverse: bool) -> tuple[Planes, Planes
 
 
 def adjoint(a: Planes, h: Planes, states: Planes, d_states: Planes, d_last: Planes, reverse: bool) -> tuple:
-    """The cotangents of a, b and h, from those of the states and of the last one."""
+    """As `reference.adjoint`."""
     p, per_token, length = len(h), a[0].ndim == 3, states[0].shape[1]
     grid = Grid.of(d_states[0], not reverse, p * (3 + 2 * per_token))
 
@@ -203,7 +203,7 @@ def adjoint(a: Planes, h: Planes, states: Planes, d_states: Planes, d_last: Plan
     like = lambda planes: [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in planes]  # noqa: E731
     out_type = [*like(d_states), *(like(a) if per_token else [grid.state] * p), *[grid.state] * p]
     db, da, dh = _parts(tuple(grid.launch(kernel, out_type, *a, *h, *states, *d_states, *entering)), p, p, p)
-    da = da if per_token else tuple(x.sum((0, 1)) for x in da)
+    da = da if per_token else tuple(x.sum(1) for x in da)
     return da, db, tuple(x[:, -1 if reverse else 0] for x in dh)
 
 

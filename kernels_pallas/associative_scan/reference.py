@@ -39,7 +39,7 @@ def scan(a: tuple, b: tuple, h: tuple, reverse: bool) -> tuple[tuple, tuple]:
 
 
 def adjoint(a: tuple, h: tuple, states: tuple, d_states: tuple, d_last: tuple, reverse: bool) -> tuple:
-    """The cotangents of a, b and h, from those of the states and of the last one."""
+    """The cotangents of a, b and h, from those of the states and of the last one; of an a (n,) for each row, (b, n)."""
     return adjoint_by(scan, a, h, states, d_states, d_last, reverse)
 
 
@@ -54,7 +54,7 @@ def adjoint_by(scan, a: tuple, h: tuple, states: tuple, d_states: tuple, d_last:
     before = tuple(_shift(x, y, reverse) for x, y in zip(precise(states), h, strict=True))
     a_bar = times(g, conjugate(before))
     if not per_token:
-        a_bar = tuple(x.sum((0, 1)) for x in a_bar)
+        a_bar = tuple(x.sum(1) for x in a_bar)
     entry = tuple(x[:, first] if per_token else jnp.broadcast_to(x, h[0].shape) for x in a_conj)
     h_bar = times(entry, tuple(x[:, first] for x in g))
     return a_bar, tuple(x.astype(y.dtype) for x, y in zip(g, d_states, strict=True)), h_bar

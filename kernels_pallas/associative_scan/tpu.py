@@ -194,7 +194,7 @@ def scan(a: Planes, b: Planes, h: Planes, reverse: bool) -> tuple[Planes, Planes
 
 
 def adjoint(a: Planes, h: Planes, states: Planes, d_states: Planes, d_last: Planes, reverse: bool) -> tuple:
-    """The cotangents of a, b and h, from those of the states and of the last one."""
+    """As `reference.adjoint`."""
     per_token, back = a[0].ndim == 3, not reverse
     walk = Walk.of((*_streamed(a), *_streamed(a), *states, *d_states, *d_states), back)
 
@@ -229,5 +229,5 @@ def adjoint(a: Planes, h: Planes, states: Planes, d_states: Planes, d_last: Plan
     a_bar = ("tokens", [x.dtype for x in a]) if per_token else ("group", [jnp.float32] * len(a))
     outputs = [a_bar, ("tokens", [x.dtype for x in d_states]), ("state", [jnp.float32] * len(h))]
     da, db, dh = walk.launch(kernel, inputs, outputs)
-    da = da if per_token else tuple(x.sum((0, 1)) for x in da)
+    da = da if per_token else tuple(x.sum(1) for x in da)
     return da, db, tuple(x[:, 0] for x in dh)

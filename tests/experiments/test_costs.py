@@ -1,0 +1,39 @@
+"""The table and the figure of what kernels cost are their records, and nothing else."""
+
+import json
+
+from experiments import costs, plots
+
+
+def record(**fields):
+    scan = dict(
+        op="associative_scan", shape="B1024 L1024 N2 float32", device="GPU", implementation="gpu", baseline="xla"
+    )
+    return scan | {"milliseconds": 1.0, "baseline_milliseconds": 2.0, "pass": "forward"} | fields
+
+
+def test_the_fastest_implementation_beside_its_baseline(tmp_path):
+    """Fastest with its gradient, though another is forward alone; a measurement made again replaces the first."""
+    both = {"pass": "forward+backward", "baseline_milliseconds": 9.0}
+    lines = [
+        record(milliseconds=77.0),
+        record(),
+        record(milliseconds=3.0, **both),
+        record(implementation="xla", milliseconds=0.5),
+        record(implementation="xla", milliseconds=9.0, **both),
+        {key: value for key, value in record(**{"pass": "accuracy"}).items() if key != "milliseconds"},
+    ]
+    (tmp_path / "gpu.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    row = costs.table(costs.read(tmp_path)).splitlines()[2:]
+    assert row == ["| associative_scan | B1024 L1024 N2 float32 | GPU | gpu | 1 ms (2.0 x) | 3 ms (3.0 x) | xla |"]
+
+
+def test_the_figure_has_one_amount_of_tokens():
+    lengths = [record(shape=f"B{2**20 // n} L{n} N2", milliseconds=float(n)) for n in (2**20, 2**10)]
+    other = [record(shape="B1 L64 N2"), record(op="long_convolution", shape="B1 L1048576 H2")]
+    assert costs.by_length(lengths + other) == {"gpu, forward": [(2**10, 2.0**10), (2**20, 2.0**20)]}
+
+
+def test_the_figure_is_drawn(tmp_path):
+    plots.cost(tmp_path / "length.svg", {"gpu, forward": [(1, 2.0), (2, 4.0)], "xla, forward": [(1, 3.0)]}, "a title")
+    assert "a title" in (tmp_path / "length.svg").read_text() and len(list(tmp_path.iterdir())) == 1
