@@ -1,6 +1,7 @@
 """What the kernels cost: a table and a figure, of the records in experiments/results/kernels alone.
 
-python -m experiments.costs           prints the table as Markdown
+python -m experiments.costs           prints the table of one layer's cost as Markdown
+python -m experiments.costs --all     prints every measurement
 python -m experiments.costs --figure  draws the times against the length, beside the records
 """
 
@@ -14,6 +15,8 @@ from experiments import commandline, plots
 from experiments.report import RESULTS, rows
 
 KERNELS = RESULTS / "kernels"
+LAYER_COLUMNS = ("operation", "shape", "CPU, 2 cores", "NVIDIA H200", "TPU v5e, estimated")
+ESTIMATED = "v5e"  # the generation that the table shows
 COLUMNS = ("operation", "shape", "hardware", "implementation", "forward", "forward + backward", "compared with")
 SERIES = "associative_scan"  # whose shapes include one amount of tokens in sequences of many lengths
 
@@ -22,7 +25,7 @@ def read(folder: pathlib.Path) -> list[dict]:
     """Every line of the folder's records; of a measurement that was made again, the last."""
     lines = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
     return list(
-        {tuple(line[k] for k in ("op", "shape", "device", "implementation", "pass")): line for line in lines}.values()
+        {tuple(line.get(k) for k in ("op", "shape", "device", "implementation", "pass")): line for line in lines}.values()
     )
 
 
@@ -48,6 +51,41 @@ def _time(record: dict | None) -> str:
     return f"{record['milliseconds']:.3g} ms ({record['baseline_milliseconds'] / record['milliseconds']:.1f} x)"
 
 
+def layers(records: Sequence[dict]) -> str:
+    """Of the shapes that every backend has: forward / forward + backward of the fastest implementation on each."""
+    shapes = sorted({(r["op"], r["shape"]) for r in records if "--shapes layer" in r["command"]})
+    lines = []
+    for op, shape in shapes:
+        mine = [r for r in records if r["op"] == op and r["shape"].split(",")[0] == shape]
+        measured = [[r for r in mine if "milliseconds" in r and r["device"].startswith(d)] for d in ("cpu", "NVIDIA")]
+        lines.append(
+            (op, shape, *map(_fastest, measured), _estimated(shape, [r for r in mine if r["device"] == ESTIMATED]))
+        )
+    return rows(LAYER_COLUMNS, lines)
+
+
+def _fastest(group: list[dict]) -> str:
+    if not group:
+        return ""
+    best = min((r for r in group if r["pass"] == "forward+backward"), key=lambda r: r["milliseconds"])
+    times = {r["pass"]: r["milliseconds"] for r in group if r["implementation"] == best["implementation"]}
+    return f"{times['forward']:.3g} / {times['forward+backward']:.3g} ms ({best['implementation']})"
+
+
+def _estimated(shape: str, group: list[dict]) -> str:
+    """All iterations of the kernels' inner loops, each as long as what bounds it."""
+    if not group:
+        return ""
+    batch, length, channels = (int(word[1:]) for word in shape.split()[:3])
+    first = group[0]["shape"]  # of several precisions, the first
+    times = {
+        r["pass"]: 1e-6 * batch * length * channels / r["tokens_per_iteration"]
+        * max(r["nanoseconds_compute"], r["nanoseconds_memory"])
+        for r in group if r["shape"] == first
+    }  # fmt: skip
+    return f"{times['forward']:.3g} / {sum(times.values()):.3g} ms"
+
+
 def by_length(records: Sequence[dict]) -> dict[str, list[tuple[int, float]]]:
     """Implementation and pass -> (length, milliseconds), of the shapes with one product of batch and length."""
     found: dict[str, dict[int, float]] = {}
@@ -60,6 +98,7 @@ def by_length(records: Sequence[dict]) -> dict[str, list[tuple[int, float]]]:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m experiments.costs", description=__doc__)
+    parser.add_argument("--all", action="store_true")
     parser.add_argument("--figure", action="store_true")
     arguments = parser.parse_args(argv[1:])
     records = read(KERNELS)
@@ -67,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
         plots.cost(KERNELS / "length.svg", by_length(records), "complex scan of 128 channels, 1,048,576 tokens in all")
         print(f"drawn {KERNELS / 'length.svg'}")
     else:
-        print(table(records))
+        print(table(records) if arguments.all else layers(records))
     return 0
 
 

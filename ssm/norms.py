@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.associative_scan import at_least_float32
+from kernels_pallas.dispatch import at_least_float32
 
 
 def rms_norm(

@@ -43,6 +43,15 @@ def rng(request) -> np.random.Generator:
 
 
 @pytest.fixture
+def simulated(monkeypatch):
+    """Kernels are taken though this machine cannot run them: in a simulator, which has one device."""
+    from kernels_pallas import dispatch
+
+    monkeypatch.setattr(dispatch, "backend_refusal", lambda implementation: "")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+@pytest.fixture
 def untyped():
     """No run-time check of annotations: what a user has, whose wrong shapes meet our own errors."""
     jaxtyping.config.update("jaxtyping_disable", True)

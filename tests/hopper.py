@@ -32,30 +32,38 @@ runtime_version { major: 13 minor: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 '''
 jax.devices()
-topology = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=H100, topology="1x1x1")
-mesh = Mesh(np.array(topology.devices[:1]), ("x",))
+topology = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=H100, topology="1x1x2")
+mesh = Mesh(np.array(topology.devices[:DEVICES]), ("x",))
 one = NamedSharding(mesh, PartitionSpec())
 
 def compile(function, arrays):
     with jax.set_mesh(mesh):
-        jax.jit(function).trace(*arrays).lower(lowering_platforms=("cuda",)).compile()
+        compiled = jax.jit(function).trace(*arrays).lower(lowering_platforms=("cuda",)).compile()
     print("compiled")
+    return compiled.as_text()
 
 
 """
 
 
-def spills(script: str) -> tuple[int, set[str]]:
-    """How many functions a script compiles, and the bytes that their kernels spill, as ptxas says.
+def run(script: str, devices: int = 1) -> tuple[str, str]:
+    """What a script prints, to stdout and stderr, that compiles for so many GPUs.
 
-    The script finds `jax`, `one` (the sharding of its arrays) and `compile(function, arrays)`.
+    It finds `jax`, `mesh`, `one` (of arrays that are the same on all) and `compile(function, arrays)` -> HLO.
     """
     pytest.importorskip("jax_cuda13_plugin", reason="the compiler for GPUs is not installed")
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "MOSAIC_GPU_DUMP_PTXAS": "1"}
-    command = [sys.executable, "-c", PRELUDE + script]
+    described = {"MOSAIC_GPU_DUMP_PTXAS": "1", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-c", f"DEVICES = {devices}\n{PRELUDE}{script}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | described
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr[-2000:]
-    found = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stdout + done.stderr)
-    compiled = done.stdout.count("compiled\n")
+    return done.stdout, done.stderr
+
+
+def spills(script: str) -> tuple[int, set[str]]:
+    """How many functions a script compiles, and the bytes that their kernels spill, as ptxas says; see `run`."""
+    out, err = run(script)
+    found = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", out + err)
+    compiled = out.count("compiled\n")
     assert len(found) >= compiled
     return compiled, {number for pair in found for number in pair}

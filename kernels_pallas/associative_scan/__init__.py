@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
+from kernels_pallas.dispatch import FUSED, at_least_float32, backend_refusal, choose, varying_like  # noqa: F401
 from kernels_pallas.partition import over_batch
 
 Planes = Inexact[Array, "..."] | tuple[Inexact[Array, "..."], Inexact[Array, "..."]]
-FUSED = ("gpu", "tpu")  # each for the backend of its name
 IMPLEMENTATIONS = ("reference", "xla", *FUSED)
 
 
@@ -46,18 +46,10 @@ def associative_scan(
     h = tuple(varying_like(x.astype(at_least_float32(dtype)), *a_planes, *b_planes) for x in h)
     if reset is not None:
         a_planes = tuple(jnp.where(reset[:, :, None], 0, jnp.broadcast_to(x, b_planes[0].shape)) for x in a_planes)
-    states, last = _scan(a_planes, b_planes, h, reverse, _choose(implementation, a_planes, b_planes))
+    refusal = lambda name: _module(name).refusal(a_planes, b_planes)  # noqa: E731
+    chosen = choose(implementation, IMPLEMENTATIONS, refusal, "reference" if jax.default_backend() == "cpu" else "xla")
+    states, last = _scan(a_planes, b_planes, h, reverse, chosen)
     return (states, last) if isinstance(b, tuple) else (states[0], last[0])
-
-
-def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of states and decays for inputs of a real `dtype`."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
-def varying_like(h: Array, *arrays: Array) -> Array:
-    """h, as different along the axes of a mesh as the arrays are: what `shard_map` asks of a scan's carry."""
-    return sum((jnp.zeros_like(v, h.dtype, shape=h.shape) for v in arrays), h)
 
 
 def _planes(name: str, x: Planes) -> tuple:
@@ -84,34 +76,6 @@ def _check(a: tuple, b: tuple, h: tuple, reset: Array | None) -> None:
                 raise ValueError(f"{name} has shape {plane.shape}; b {shape} needs {' or '.join(map(str, shapes))}")
     if reset is not None and reset.shape != shape[:2]:
         raise ValueError(f"reset has shape {reset.shape}; b {shape} needs {shape[:2]}")
-
-
-def _choose(implementation: str, a: tuple, b: tuple) -> str:
-    backend = jax.default_backend()
-    if implementation == "auto":
-        fused = backend in FUSED and not _refusal(backend, a, b)
-        return backend if fused else "reference" if backend == "cpu" else "xla"
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation is {implementation!r}; it may be auto, {', '.join(IMPLEMENTATIONS)}")
-    if implementation in FUSED and (reason := _refusal(implementation, a, b)):
-        raise ValueError(f"implementation {implementation!r} cannot run this: {reason}; 'auto' takes another")
-    return implementation
-
-
-def _refusal(implementation: str, a: tuple, b: tuple) -> str:
-    """Why a fused implementation cannot take these planes; "" where it can."""
-    return backend_refusal(implementation) or _module(implementation).refusal(a, b)
-
-
-def backend_refusal(implementation: str) -> str:
-    """Why no kernel for "gpu" or "tpu" can run in this process; "" where one can."""
-    if jax.default_backend() != implementation:
-        return f"the backend is {jax.default_backend()}"
-    if implementation == "gpu" and jax.__version_info__ < (0, 11, 2):
-        return f"it needs jax 0.11.2, this is {jax.__version__}"
-    if implementation == "gpu" and float(jax.local_devices()[0].compute_capability) < 9:
-        return "it needs compute capability 9.0"
-    return ""
 
 
 def _module(implementation: str):

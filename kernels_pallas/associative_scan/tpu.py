@@ -25,6 +25,7 @@ WIDTH = 512  # channels and batch rows side by side, whose latencies overlap
 BLOCK_BYTES = 8 * 2**20  # of all blocks, two of each in flight; VMEM has 16 MiB or more
 WHOLE = slice(None)
 Planes = tuple[jax.Array, ...]
+Shaped = jax.Array | jax.ShapeDtypeStruct
 
 
 def refusal(a: Planes, b: Planes) -> str:
@@ -43,7 +44,7 @@ def _streamed(a: Planes) -> Planes:
     return a if a[0].ndim == 3 else ()
 
 
-def _packed(*streamed: jax.Array) -> int:
+def _packed(*streamed: Shaped) -> int:
     """Tokens in the smallest block: those of a packed register."""
     return max(SUBLANES * 4 // x.dtype.itemsize for x in streamed)
 
@@ -60,7 +61,7 @@ class Walk(NamedTuple):
     backwards: bool
 
     @classmethod
-    def of(cls, streamed: Planes, backwards: bool) -> "Walk":
+    def of(cls, streamed: tuple[Shaped, ...], backwards: bool) -> "Walk":
         """The walk over these arrays (batch, length, channels): the longest tiles that fit."""
         batch, length, channels = shape = streamed[0].shape
         lanes = max(n for n in range(LANES, WIDTH + 1, LANES) if channels % n == 0)

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from kernels_pallas.associative_scan import at_least_float32, backend_refusal
+from kernels_pallas.dispatch import FUSED, at_least_float32, choose
 from kernels_pallas.long_convolution import reference, xla
 
-IMPLEMENTATIONS = ("reference", "xla", "gpu")
+IMPLEMENTATIONS = ("reference", "xla", *FUSED)
 
 
 def long_convolution(
@@ -36,13 +36,13 @@ def long_convolution(
     a, b, c: the discrete system, real or complex (all alike). c_reverse: also read, from the states of the
     reversed sequence, the tokens after t: y_t += Re sum c_reverse a^j b u_{t+1+j}; it takes no initial state.
     reset: True at tokens that forget the states before them, which needs the reference implementation.
-    chunk_size: of "xla", in tokens, at most; "gpu", the kernel for Hopper GPUs, has its own.
+    chunk_size: of "xla", in tokens, at most; "gpu", the kernel for Hopper GPUs, and "tpu" have their own.
     precision: of the factors of matrix products; the sums are float32 or better, as the states are. The relative
-    error of y, S4D-Lin on 16 384 float32 tokens:
-      "default"  2.2e-3 in "gpu", of one bfloat16 part; 3.0e-4 in "xla" on an NVIDIA GPU, of TF32
-      "high"     3.9e-6 in "gpu", of two parts; as "default" in "xla"
-      "highest"  1.3e-6, which is the states' own; on a CPU "xla" has no other for float32
-      "auto"     "default" of bfloat16 tokens, else "high" in "gpu" and "highest" in "xla"
+    error of y, S4D-Lin on 16 384 float32 tokens ("tpu": with its kernel simulated on a CPU):
+      "default"  2.2e-3 in "gpu", 2.0e-3 in "tpu", of one bfloat16 part; 3.0e-4 in "xla" on an NVIDIA GPU, of TF32
+      "high"     3.9e-6 in "gpu" and "tpu", of two parts; as "default" in "xla" on an NVIDIA GPU
+      "highest"  1.3e-6, 0.9e-6 in "tpu", which is the states' own; on a CPU "xla" has no other for float32
+      "auto"     "default" of bfloat16 tokens, else "high" in "gpu" and "tpu" and "highest" in "xla"
     From bfloat16 tokens it is 2.2e-3 in "default", of which y's own rounding makes 1.7e-3. y has u's dtype.
     Raises ValueError naming the argument whose shape, dtype or combination does not fit.
     """
@@ -51,7 +51,7 @@ def long_convolution(
         precision = "default"
     chosen = _choose(implementation, u, a, reset, "high" if precision == "auto" else precision)
     if precision == "auto":
-        precision = "high" if chosen == "gpu" else "highest"
+        precision = "high" if chosen in FUSED else "highest"
     h = jnp.zeros((u.shape[0], *a.shape), a.dtype) if initial_state is None else initial_state.astype(a.dtype)
     precise = at_least_float32(u.dtype)
     if chosen == "reference":
@@ -80,13 +80,13 @@ def _by_chunks(u_bld, system: tuple, h_bdn, chosen: str, chunk_size: int, precis
 def _cut(u_dbl, chosen: str, chunk_size: int, precision: str) -> list[tuple]:
     """(implementation, chunk, precision, tokens): the most that the implementation takes in chunks, then the rest."""
     length, rounded = u_dbl.shape[2], precision == "default" and u_dbl.dtype == jnp.bfloat16
-    if chosen == "gpu":
-        q, multiple, rest = _module("gpu").CHUNK, _module("gpu").TILE, precision if rounded else "highest"
+    if chosen in FUSED:
+        q, multiple, rest = _module(chosen).CHUNK, _module(chosen).TILE, precision if rounded else "highest"
     else:
         q, rest = min(chunk_size, length), precision
         q = multiple = next((k for k in range(q, q // 2, -1) if length % k == 0), q)
     whole = length - length % multiple
-    narrow = u_dbl if rounded or chosen == "gpu" else u_dbl.astype(at_least_float32(u_dbl.dtype))
+    narrow = u_dbl if rounded or chosen in FUSED else u_dbl.astype(at_least_float32(u_dbl.dtype))
     parts = [(chosen, q, precision, narrow[..., :whole])]
     return parts + (_cut(u_dbl[..., whole:], "xla", chunk_size, rest) if whole < length else [])
 
@@ -116,23 +116,12 @@ def _module(implementation: str):
 
 
 def _choose(implementation: str, u, a, reset: Array | None, precision: str) -> str:
-    if implementation == "auto":
-        if reset is not None:
-            return "reference"
-        return "xla" if jax.default_backend() != "gpu" or _refusal(u, a, precision) else "gpu"
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation is {implementation!r}; it may be auto, {', '.join(IMPLEMENTATIONS)}")
-    if implementation != "reference" and reset is not None:
-        forgetful = "a convolution cannot forget; use 'reference'"
-        raise ValueError(f"implementation {implementation!r} takes no reset: {forgetful}")
-    if implementation == "gpu" and (reason := _refusal(u, a, precision)):
-        raise ValueError(f"implementation 'gpu' cannot run this: {reason}; 'auto' takes another")
-    return implementation
-
-
-def _refusal(u, a, precision: str) -> str:
-    """Why the kernel for Hopper GPUs cannot take this call; "" where it can."""
-    return backend_refusal("gpu") or _module("gpu").refusal(u, a, precision)
+    if reset is not None:
+        if implementation in ("xla", *FUSED):
+            forgetful = "a convolution cannot forget; use 'reference'"
+            raise ValueError(f"implementation {implementation!r} takes no reset: {forgetful}")
+        implementation = "reference" if implementation == "auto" else implementation
+    return choose(implementation, IMPLEMENTATIONS, lambda name: _module(name).refusal(u, a, precision), "xla")
 
 
 def _check(u, a, b, c, D, initial_state, c_reverse, reset, chunk_size) -> None:

@@ -19,38 +19,29 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.associative_scan.reference import conjugate
+from kernels_pallas.long_convolution import fused
 from kernels_pallas.long_convolution import gpu_tiles as tile
+from kernels_pallas.long_convolution.fused import PARTS, float32, parts, planes
 from kernels_pallas.long_convolution.gpu_tiles import ALL, CHUNK, GROUP, PADDED, ROWS, STATES, TILE
 from kernels_pallas.long_convolution.xla import Tables
+from kernels_pallas.partition import over_batch
 
-PARTS = {"default": 1, "high": 2, "highest": 3}
 ACCUMULATOR = plgpu.ACC((CHUNK, CHUNK), jnp.float32)
 
 
 def refusal(u: jax.Array, a: jax.Array, precision: str) -> str:
     """Why u (b, l, d) and a (d, n) cannot be run here; "" where they can."""
-    batch, length, _ = u.shape
-    if precision not in PARTS:
-        return f"the precision is {precision!r}, not one of {', '.join(PARTS)}"
-    if batch % GROUP:
-        return f"the batch is {batch}, no multiple of {GROUP}"
-    if length < TILE:
-        return f"the length is {length}, less than {TILE}"
-    if a.shape[1] > STATES:
-        return f"there are {a.shape[1]} states a channel, more than {STATES}"
-    if u.dtype not in (jnp.float32, jnp.bfloat16) or a.real.dtype != jnp.float32:
-        return f"u is {u.dtype} and a {a.dtype}; it takes float32 or bfloat16, and float32 or complex64"
-    return ""
+    return fused.refusal(u, a, precision, group=GROUP, shortest=TILE, most_states=STATES)
 
 
 @partial(jax.jit, static_argnums=(3, 4))  # lowered once for all layers
 def sweep(x: jax.Array, tables: Tables, h: jax.Array, reverse: bool, precision: str) -> tuple:
     """As `xla.sweep`, but the states are those before every tile, of 2 STATES planes."""
-    (d, batch, length), parts = x.shape, PARTS[precision]
-    tiles, (p, n) = length // TILE, _planes(tables)
+    (d, batch, length), count = x.shape, PARTS[precision]
+    tiles, (p, n) = length // TILE, planes(tables)
     theta = [] if tables.theta_dqq is None else [tables.theta_dqq]
     matrices = jnp.concatenate([_enter(tables), *theta], 1), _wider(tables.leave_dqm, p, 2)
-    matrices = [_parts(x, parts) for x in matrices]
+    matrices = [parts(x, count) for x in matrices]
 
     def kernel(x_ref, h_ref, decay_ref, first_ref, second_ref, y_ref, states_ref, last_ref, s):
         tokens = tile.Tokens(s, "x", x_ref, tiles, reverse)
@@ -74,15 +65,15 @@ def sweep(x: jax.Array, tables: Tables, h: jax.Array, reverse: bool, precision: 
         tile.store(last_ref, (*mine, ALL), jax.lax.fori_loop(0, tiles, visit, tile.load(h_ref, (*mine, ALL))))
         plgpu.wait_smem_to_gmem(0)
 
-    scratch = tile.scratch("x", x.dtype, parts, *matrices)
+    scratch = tile.scratch("x", x.dtype, count, *matrices)
     scratch |= {
         "summaries": plgpu.RefUnion(tile.SUMMARIES, tile.matrix(x.dtype)),
-        "x parts": tile.matrix(jnp.bfloat16, parts),
+        "x parts": tile.matrix(jnp.bfloat16, count),
     }
     x_tiles, h = _tiles(x), _grouped(_wider(h, p, 2))
-    states = _float32(*h.shape[:3], tiles, 2 * STATES)
-    out_type = jax.ShapeDtypeStruct(x_tiles.shape, x.dtype), states, _float32(*h.shape)
-    y, states, last = _launch(kernel, out_type, scratch, x_tiles, h, _decay(tables), *matrices)
+    states = float32(*h.shape[:3], tiles, 2 * STATES)
+    out_type = jax.ShapeDtypeStruct(x_tiles.shape, x.dtype), states, float32(*h.shape)
+    y, states, last = _launch(kernel, out_type, scratch, (x_tiles, h), _decay(tables), *matrices)
     return y.reshape(x.shape), _narrower(last.reshape(d, batch, -1), p, n, 2), states
 
 
@@ -95,9 +86,9 @@ def gradients(
     One of two warpgroups has the tokens, the other their cotangents; they meet where both have found a tile's
     states, and where both have used them. They take two parts at most.
     """
-    (d, batch, length), parts = x.shape, min(PARTS[precision], 2)
-    tiles, (p, n) = length // TILE, _planes(tables)
-    matrices = [_parts(_enter(table), parts) for table in (tables, tables.adjoint())]
+    (d, batch, length), count = x.shape, min(PARTS[precision], 2)
+    tiles, (p, n) = length // TILE, planes(tables)
+    matrices = [parts(_enter(table), count) for table in (tables, tables.adjoint())]
     products = 3 if tables.theta_dqq is None else 4
 
     def kernel(x_ref, dy_ref, states_ref, costates_ref, decay_ref, enter_ref, leave_ref, sums_ref, s):
@@ -139,12 +130,12 @@ def gradients(
     scratch = {name: plgpu.Barrier(num_arrivals=2) for name in ("found", "used")}
     scratch["summaries"] = plgpu.SMEM((2, *tile.SUMMARIES.shape), jnp.float32)
     for name, matrix in zip(("x", "dy"), matrices, strict=True):
-        scratch |= tile.scratch(name, x.dtype, parts, matrix)
-        scratch |= {f"{name} states": tile.matrix(jnp.bfloat16, parts)}
-    arrays = _tiles(x), _tiles(dy), states, costates, _decay(tables), *matrices
-    out_type = _float32(d, batch // GROUP, products, CHUNK, CHUNK)
-    sums = _launch(kernel, out_type, scratch, *arrays, num_threads=2, thread_name="side").sum(1)
-    return _cotangents(sums, p, n)
+        scratch |= tile.scratch(name, x.dtype, count, matrix)
+        scratch |= {f"{name} states": tile.matrix(jnp.bfloat16, count)}
+    arrays = _tiles(x), _tiles(dy), states, costates
+    out_type = (float32(d, batch // GROUP, products, CHUNK, CHUNK),)
+    (sums,) = _launch(kernel, out_type, scratch, arrays, _decay(tables), *matrices, num_threads=2, thread_name="side")
+    return _cotangents(sums.sum(1), p, n)
 
 
 def _cotangents(sums: jax.Array, p: int, n: int) -> Tables:
@@ -156,21 +147,27 @@ def _cotangents(sums: jax.Array, p: int, n: int) -> Tables:
     return Tables(d_theta, _narrower(d_enter, p, n, 1), _narrower(d_leave, p, n, 2), d_decay[:p])
 
 
-def _launch(kernel: Callable, out_type, scratch: dict, *arrays: jax.Array, **threads):
-    launch = plgpu.kernel(
-        kernel,
-        out_type=out_type,
-        grid=arrays[0].shape[:2],
-        grid_names=tile.AXES,
-        scratch_types=[scratch],
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True, reduction_scratch_bytes=0),
-        **threads,
-    )
-    return launch(*arrays)
+def _launch(kernel: Callable, out_type: tuple, scratch: dict, by_group: tuple, *tables: jax.Array, **threads) -> tuple:
+    """The kernel for every channel and group. Devices share it by groups, the second axis of all but the tables."""
 
+    def run(*arrays):
+        groups = arrays[0].shape[1]
+        launch = plgpu.kernel(
+            kernel,
+            out_type=tuple(jax.ShapeDtypeStruct((x.shape[0], groups, *x.shape[2:]), x.dtype) for x in out_type),
+            grid=(arrays[0].shape[0], groups),
+            grid_names=tile.AXES,
+            scratch_types=[scratch],
+            compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True, reduction_scratch_bytes=0),
+            **threads,
+        )
+        return launch(*arrays)
 
-def _float32(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
+    axes = lambda name, x, second: " ".join(["d", second or f"{name}1", *(f"{name}{i}" for i in range(2, x.ndim))])  # noqa: E731
+    operands = [axes(f"x{i}_", x, "b") for i, x in enumerate(by_group)]
+    operands += [axes(f"t{i}_", x, "") for i, x in enumerate(tables)]
+    results = [axes(f"y{i}_", x, "b") for i, x in enumerate(out_type)]
+    return over_batch(run, ", ".join(operands), ", ".join(results))(*by_group, *tables)
 
 
 def _grouped(x: jax.Array) -> jax.Array:
@@ -180,19 +177,6 @@ def _grouped(x: jax.Array) -> jax.Array:
 def _tiles(x: jax.Array) -> jax.Array:
     x = _grouped(x)
     return x.reshape(*x.shape[:3], -1, ROWS, CHUNK)
-
-
-def _parts(table: jax.Array, count: int) -> jax.Array:
-    """(d, count, rows, columns): bfloat16 arrays whose sum is the table, as near as so many come."""
-    parts = []
-    for _ in range(count):
-        parts.append(jax.lax.reduce_precision(table, 8, 7))
-        table = table - parts[-1]
-    return jnp.stack(parts, 1).astype(jnp.bfloat16)
-
-
-def _planes(tables: Tables) -> tuple[int, int]:
-    return len(tables.decay), tables.decay[0].shape[1]
 
 
 def _enter(tables: Tables) -> jax.Array:

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.associative_scan import associative_scan, at_least_float32
+from kernels_pallas.associative_scan import associative_scan
 from kernels_pallas.associative_scan.reference import conjugate, times
+from kernels_pallas.dispatch import at_least_float32
 
 
 class Tables(NamedTuple):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.associative_scan import at_least_float32
+from kernels_pallas.dispatch import at_least_float32
 from ssm.initializers import uniform_fan_in
 from ssm.naming import check_state
 from ssm.recurrence import segment_starts

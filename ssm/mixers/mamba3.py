@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.associative_scan import at_least_float32
+from kernels_pallas.dispatch import at_least_float32
 from kernels_pallas.ssd import ssd
 from ssm.discretize import discretize, discretize_log
 from ssm.initializers import softplus_inverse_dt, uniform_fan_in

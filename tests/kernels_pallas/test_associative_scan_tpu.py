@@ -1,9 +1,5 @@
 """The TPU kernels: values in the simulator of TPU memory, and what the TPU compiler says of them without a TPU."""
 
-import os
-import pathlib
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -15,31 +11,24 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels_pallas.associative_scan import reference, tpu
 from tests import oracles
 from tests.oracles import assert_close
+from tests.tpus import TOPOLOGIES, compiles
 
 if jax.__version_info__ < (0, 11, 2):
     pytest.skip("tested with the accelerators' jax", allow_module_level=True)
 
 KINDS = [(planes, per_token) for planes in (1, 2) for per_token in (True, False)]
-ROOT = pathlib.Path(__file__).parents[2]
 COMPILE = """
-import sys
-import jax
-from jax.experimental import topologies
 from kernels_pallas.associative_scan import specs, tpu
 
-topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1])
-one = jax.sharding.SingleDeviceSharding(topology.devices[0])
 most_planes, odd = specs.Spec(8, 4096, 2048, "complex", True), specs.Spec(3, 8 * 331, 384, "real", True)
 for spec in (*specs.GPU, most_planes, odd):
     p = 2 if spec.number == "complex" else 1
-    like = lambda shape, dtype: (jax.ShapeDtypeStruct(shape, dtype, sharding=one),) * p
     shape, n = (spec.batch, spec.length, spec.channels), spec.channels
-    a, b = like(shape if spec.per_token else (n,), spec.dtype), like(shape, spec.dtype)
-    h = like((spec.batch, n), "float32")
+    b, h = (like(shape, spec.dtype),) * p, (like((spec.batch, n)),) * p
+    a = b if spec.per_token else (like((n,), spec.dtype),) * p
     assert not tpu.refusal(a, b), spec
     for function, arguments in ((tpu.scan, (a, b, h)), (tpu.adjoint, (a, h, b, b, h))):
-        run = jax.jit(lambda *x: function(*x, False))
-        run.trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
+        compile(lambda *x: function(*x, False), arguments)
 """
 
 
@@ -177,12 +166,7 @@ def test_a_decay_of_half_precision_asks_nothing_of_the_length_unless_per_token()
     assert tpu.refusal((a,), (b,)) == "the length is 8, no multiple of 16"
 
 
-@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_the_tpu_compiler_takes_them(topology):
     """Blocks that VMEM cannot hold, and operations that Mosaic lacks, fail here."""
-    pytest.importorskip("libtpu")
-    described = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
-    environment = os.environ | described | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-    command = [sys.executable, "-c", COMPILE, topology]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert not done.returncode, done.stderr[-2000:]
+    compiles(COMPILE, topology)

@@ -5,12 +5,11 @@ The values on a GPU, forward and backward, are in experiments/results/kernels.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import kernels_pallas.long_convolution as op
+from tests import convolutions
 from tests.hopper import spills
-from tests.oracles import relative
 
 if jax.__version_info__ < (0, 11, 2):
     pytest.skip("the kernel needs jax 0.11.2", allow_module_level=True)
@@ -43,64 +42,31 @@ for function, dtype, precision, first in [
 
 def simulate(monkeypatch):
     """The kernel in the simulator, which cannot look at shared memory in another shape: values are reshaped instead."""
-    monkeypatch.setattr(op, "_refusal", gpu.refusal)
     monkeypatch.setattr(gpu_tiles, "write", lambda ref, value: ref.__setitem__(..., value.reshape(ref.shape)))
     monkeypatch.setattr(gpu_tiles, "read", lambda ref: ref[...].reshape(gpu.CHUNK, -1)[:, : 2 * gpu.STATES])
     return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())
 
 
-def problem(rng, batch, length, d, n, kind):
-    draw = lambda *shape: rng.normal(size=shape) + (1j * rng.normal(size=shape) if kind == "complex" else 0)  # noqa: E731
-    a = draw(d, n)
-    a *= (1 - np.geomspace(0.01, 0.5, n)) / abs(a)
-    return dict(u=rng.normal(size=(batch, length, d)), a=a, b=draw(d, n), c=draw(d, n), D=rng.normal(size=d))
-
-
-def outputs_and_gradients(p, bars, options):
-    def run(p):
-        return op.long_convolution(**p, **options)
-
-    @jax.jit
-    def both(p, bars):
-        outputs, pull = jax.vjp(run, p)
-        return outputs, pull(bars)[0]
-
-    return both(p, bars)
-
-
 TILE = gpu.TILE
-CASES = {  # dtype, precision, batch, length, states, kind, both ways; bounds of y and u, and of parameters' gradients
-    "a ragged length, states in and out": ("float32", "highest", 4, 2 * TILE + 70, 32, "complex", False, 1.5e-6, 2e-5),
-    "the tokens to come, two groups": ("float32", "high", 8, TILE, 5, "complex", True, 1e-5, 3e-5),
-    "bfloat16 and the tokens to come": ("bfloat16", "default", 4, 2 * TILE, 32, "complex", True, 5e-3, 5e-3),
-    "real": ("float32", "default", 4, TILE, 7, "real", False, 5e-3, 8e-3),
+CASES = {  # dtype, precision, batch, length, channels, states; complex, both ways; bounds: y and u, other gradients
+    "ragged, states in and out": ("float32", "highest", 4, 2 * TILE + 70, 2, 32, True, False, 1.5e-6, 2e-5),
+    "the tokens to come, two groups": ("float32", "high", 8, TILE, 2, 5, True, True, 1e-5, 3e-5),
+    "bfloat16 and the tokens to come": ("bfloat16", "default", 4, 2 * TILE, 2, 32, True, True, 5e-3, 8e-3),
+    "real": ("float32", "default", 4, TILE, 2, 7, False, False, 5e-3, 8e-3),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_all_gradients(case, rng, monkeypatch):
+def test_values_and_all_gradients(case, rng, monkeypatch, simulated):
     """Against the loop over tokens in float64; two tiles or groups: a state that is lost between them shows."""
-    dtype, precision, batch, length, n, kind, both, bound, looser = CASES[case]
-    p = problem(rng, batch, length, 2, n, kind)
-    state = rng.normal(size=(batch, 2, n)) + (1j * rng.normal(size=(batch, 2, n)) if kind == "complex" else 0)
-    p |= dict(c_reverse=p["c"][::-1].copy()) if both else dict(initial_state=state)
-    bars = rng.normal(size=p["u"].shape) + p["u"], state * (not both)
-    narrow = lambda x: x.astype(np.complex64 if np.iscomplexobj(x) else np.float32)  # noqa: E731
-    p, bars = jax.tree.map(narrow, (p, bars))
-    p["u"], bars = np.asarray(jnp.asarray(p["u"], dtype)), (np.asarray(jnp.asarray(bars[0], dtype)), bars[1])
+    dtype, precision, *sizes, is_complex, both, bound, looser = CASES[case]
+    p, bars = convolutions.problem(rng, dtype, *sizes, is_complex, both)
     with simulate(monkeypatch):
-        out = outputs_and_gradients(p, bars, dict(implementation="gpu", precision=precision))
-    with jax.enable_x64(True):
-        wide = lambda x: x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)  # noqa: E731
-        ref = outputs_and_gradients(*jax.tree.map(wide, (p, bars)), dict(implementation="reference"))
-    (y, last), gradients = jax.tree.map(lambda x: wide(np.asarray(x)), out)
-    assert relative(y, ref[0][0]) < bound and relative(last, ref[0][1]) < bound
-    assert relative(gradients.pop("u"), ref[1].pop("u")) < bound
-    for name, value in gradients.items():
-        assert relative(value, ref[1][name]) < looser, f"gradient of {name}"
+        out = convolutions.outputs_and_gradients(p, bars, implementation="gpu", precision=precision)
+    convolutions.check(out, p, bars, bound, looser)
 
 
-def test_what_does_not_fit_is_refused(rng, monkeypatch):
+def test_what_does_not_fit_is_refused(rng, simulated):
     u, a = jnp.zeros((4, 2048, 3)), jnp.zeros((3, 32), jnp.complex64)
     assert gpu.refusal(u, a, "high") == ""
     for change, message in [
@@ -111,7 +77,6 @@ def test_what_does_not_fit_is_refused(rng, monkeypatch):
         (dict(precision="float32"), "the precision is 'float32', not one of default, high, highest"),
     ]:
         assert message in gpu.refusal(**(dict(u=u, a=a, precision="high") | change))
-    monkeypatch.setattr(op, "_refusal", gpu.refusal)
     with pytest.raises(ValueError, match="'gpu' cannot run this: the batch is 2"):
         op.long_convolution(u[:2], a, a, a, jnp.zeros(3), implementation="gpu")
 

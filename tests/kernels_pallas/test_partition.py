@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kernels_pallas.partition import over_batch
+from tests import hopper
 
 
 def plain(a, b):
@@ -67,3 +68,34 @@ def test_vmap_and_shard_map(arrays, mesh):
     data = PartitionSpec("data")
     inside = jax.shard_map(run, mesh=mesh, in_specs=(PartitionSpec(), data), out_specs=data, check_vma=False)
     np.testing.assert_allclose(jax.jit(inside)(a, b)[0], plain(a, b)[0], rtol=1e-6)
+
+
+TWO = """
+from kernels_pallas import dispatch
+from kernels_pallas.associative_scan import associative_scan
+from kernels_pallas.long_convolution import long_convolution
+
+dispatch.backend_refusal = lambda implementation: ""
+
+def like(*shape, of="float32", split=False):
+    return jax.ShapeDtypeStruct(shape, of, sharding=NamedSharding(mesh, PartitionSpec(*["x"] * split)))
+
+def scan(a, b):
+    return jax.grad(lambda a, b: associative_scan(a, b, implementation="gpu")[0].sum(), argnums=(0, 1))(a, b)
+
+def convolution(u, a, D):
+    return jax.grad(lambda u, a: long_convolution(u, a, a, a, D, implementation="gpu")[0].sum(), argnums=(0, 1))(u, a)
+
+u, a = like(8, 1024, 4, split=True), like(4, 32, of="complex64")
+for function, arrays in ((scan, (like(128), like(4, 64, 128, split=True))), (convolution, (u, a, like(4)))):
+    hlo = compile(function, arrays)
+    print("collectives", *sorted({name for name in ("all-gather", "all-reduce", "all-to-all") if f" {name}" in hlo}))
+"""
+
+
+def test_two_gpus_exchange_the_gradients_of_what_they_share():
+    """And nothing of the batch."""
+    if jax.__version_info__ < (0, 11, 2):
+        pytest.skip("the kernels need jax 0.11.2")
+    out, _ = hopper.run(TWO, devices=2)
+    assert [line for line in out.splitlines() if line.startswith("collectives")] == ["collectives all-reduce"] * 2
