@@ -3,8 +3,8 @@
     python -m kernels_pallas.accuracy [--op associative_scan] [--json FILE]
 
 The errors are ||out - ref|| / ||ref||, with the loop over tokens in float64, on the CPU, as the reference, of the
-very numbers that the implementation is given. "checkpointed" is the XLA form inside `jax.checkpoint`. Exit status 1
-where one is past its bound: 2e-6 sqrt(length) in float32, 8e-3 in bfloat16, four times that for gradients.
+very numbers that the implementation is given. "checkpointed" is `lax.associative_scan` inside `jax.checkpoint`. Exit
+status 1 where one is past its bound: 2e-6 sqrt(length) in float32, 8e-3 in bfloat16, four times that for gradients.
 """
 
 import argparse
@@ -12,30 +12,36 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.associative_scan import associative_scan
-from kernels_pallas.benchmark import about, here
-from kernels_pallas.long_convolution import long_convolution
+from kernels_pallas.benchmark import about
+from kernels_pallas.cases import convolution, diagonal, duality, here, scan, selective, short
 
 BOUNDS = {"float32": lambda length: 2e-6 * length**0.5, "bfloat16": lambda length: 8e-3}
 
 
 class Case(NamedTuple):
-    """A call: function(implementation)(arrays by name) -> outputs, and its inputs in float64."""
+    """A call of an operation with options, its inputs by name in float64, and which of them `dtype` is the dtype of."""
 
-    op: str
+    op: ModuleType
     shape: str
-    dtype: str  # of what is `narrow`; the others are float32
+    dtype: str  # of what is in `narrow`; the others are float32
     length: int
-    function: Callable
     inputs: dict
     narrow: tuple[str, ...]
-    implementations: tuple[str, ...]
+    options: dict = {}
+
+    @property
+    def name(self) -> str:
+        return self.op.__name__.split(".")[-1]
+
+    def function(self, implementation: str) -> Callable:
+        return lambda inputs: getattr(self.op, self.name)(**inputs, **self.options, implementation=implementation)
 
 
 def draw(random, kind: str, *shape: int):
@@ -43,75 +49,123 @@ def draw(random, kind: str, *shape: int):
     return x + 1j * random.normal(size=shape) if kind == "complex" else x
 
 
-def call(op: Callable, options: dict, implementation: str) -> Callable:
-    return lambda inputs: op(**inputs, **options, implementation=implementation)
-
-
 def planes(x):
     return (x.real, x.imag) if np.iscomplexobj(x) else x
 
 
 def scans() -> Iterator[Case]:
-    cases = [
+    for kind, per_token, dtype, batch, length, n, *given in [
         ("real", True, "float32", 3, 1000, 128),
         ("real", True, "bfloat16", 2, 4096, 256),
         ("real", False, "float32", 1, 16384, 128, "reverse"),
         ("complex", False, "float32", 2, 4096, 128),
         ("complex", True, "float32", 2, 1000, 256, "reverse"),
         ("complex", True, "float32", 1, 2048, 128, "reset"),
-    ]
-    for kind, per_token, dtype, batch, length, n, *given in cases:
+    ]:
         random = np.random.default_rng(length)
         a = draw(random, kind, *((batch, length, n) if per_token else (n,)))
         a *= np.exp(-np.abs(random.normal(size=a.shape)) / 10) / abs(a)
         a[..., 0] /= abs(a[..., 0])
         a[..., 1] *= np.exp(-300)
         inputs = dict(a=a, b=draw(random, kind, batch, length, n), initial_state=draw(random, kind, batch, n))
+        inputs = {name: planes(x) for name, x in inputs.items()}
         reset = random.uniform(size=(batch, length)) < 0.01 if "reset" in given else None
-
-        options = dict(reverse="reverse" in given, reset=reset)
-        function = partial(call, associative_scan, options)
         decay = "per-token" if per_token else "time-invariant"
         shape = " ".join([f"B{batch} L{length} N{n} {dtype} {kind} {decay}", *given])
-        inputs = {name: planes(x) for name, x in inputs.items()}
-        yield Case(
-            "associative_scan", shape, dtype, length, function, inputs, ("a", "b"), tuple(here(("xla", "gpu", "tpu")))
-        )
+        yield Case(scan, shape, dtype, length, inputs, ("a", "b"), dict(reverse="reverse" in given, reset=reset))
 
 
 def convolutions() -> Iterator[Case]:
-    cases = [
+    for kind, dtype, batch, length, n, both in [
         ("complex", "float32", 4, 2118, 32, False),
         ("complex", "float32", 4, 2048, 16, True),
         ("complex", "bfloat16", 8, 2048, 32, True),
         ("real", "float32", 4, 4096, 16, False),
-    ]
-    for kind, dtype, batch, length, n, both in cases:
+    ]:
         random, d = np.random.default_rng(length), 16
         a = draw(random, kind, d, n)
         a *= (1 - np.geomspace(1e-3, 0.5, n)) / abs(a)
         inputs = dict(u=random.normal(size=(batch, length, d)), a=a, b=draw(random, kind, d, n))
         inputs |= dict(c=draw(random, kind, d, n), D=random.normal(size=d))
-        state = (
-            dict(c_reverse=draw(random, kind, d, n)) if both else dict(initial_state=draw(random, kind, batch, d, n))
+        inputs |= (
+            {"c_reverse": draw(random, kind, d, n)} if both else {"initial_state": draw(random, kind, batch, d, n)}
         )
-
-        function = partial(call, long_convolution, {})
-        reading = "bidirectional" if both else "causal"
-        shape = f"B{batch} L{length} H{d} N{n} {dtype} {kind} {reading}"
-        yield Case(
-            "long_convolution",
-            shape,
-            dtype,
-            length,
-            function,
-            inputs | state,
-            ("u",),
-            tuple(here(("xla", "gpu", "tpu"))),
-        )
+        shape = f"B{batch} L{length} H{d} N{n} {dtype} {kind} {'bidirectional' if both else 'causal'}"
+        yield Case(convolution, shape, dtype, length, inputs, ("u",))
 
 
-OPERATIONS = {"associative_scan": scans, "long_convolution": convolutions}
+def diagonal_systems() -> Iterator[Case]:
+    for dtype, batch, length, d, n, reverse in [
+        ("bfloat16", 2, 2048, 128, 128, False),
+        ("float32", 2, 1000, 64, 64, True),
+    ]:
+        random = np.random.default_rng(length)
+        a = draw(random, "complex", n)
+        inputs = dict(u_bld=random.normal(size=(batch, length, d)), a_n=a * (1 - np.geomspace(1e-3, 0.5, n)) / abs(a))
+        inputs |= dict(B_nd=draw(random, "complex", n, d) / d**0.5, C_dn=draw(random, "complex", d, n) / n**0.5)
+        inputs |= dict(D_d=random.normal(size=d), initial_state_bn=draw(random, "complex", batch, n))
+        shape = f"B{batch} L{length} H{d} P{n} {dtype}" + " reverse" * reverse
+        yield Case(diagonal, shape, dtype, length, inputs, ("u_bld",), dict(reverse=reverse))
+
+
+def selective_scans() -> Iterator[Case]:
+    for dtype, batch, length, d, n, reset in [
+        ("float32", 2, 1000, 128, 16, True),
+        ("bfloat16", 1, 2048, 200, 16, False),
+        ("float32", 1, 512, 128, 64, False),
+    ]:
+        random = np.random.default_rng(length)
+        inputs = {name: random.normal(size=(batch, length, d)) for name in ("x_bld", "dt_bld", "z_bld")}
+        inputs |= {name: random.normal(size=(batch, length, n)) for name in ("B_bln", "C_bln")}
+        inputs |= dict(A_dn=-np.exp(random.normal(size=(d, n))), D_d=random.normal(size=d))
+        inputs["A_dn"][:, 0] = 0  # no decay, and e^-300 or so
+        inputs["A_dn"][:, 1] = -400
+        inputs |= dict(initial_state_bdn=random.normal(size=(batch, d, n)), dt_bias_d=random.normal(size=d))
+        starts = random.uniform(size=(batch, length)) < 0.01 if reset else None
+        shape = f"B{batch} L{length} D{d} N{n} {dtype} gated" + " reset" * reset
+        narrow = ("x_bld", "dt_bld", "z_bld", "B_bln", "C_bln")
+        yield Case(selective, shape, dtype, length, inputs, narrow, dict(softplus=True, reset=starts))
+
+
+def dualities() -> Iterator[Case]:
+    for batch, length, heads, p, groups, n, reset in [
+        (2, 1000, 4, 64, 1, 128, False),
+        (1, 2048, 4, 64, 2, 64, True),
+        (1, 65, 2, 128, 1, 16, False),
+    ]:
+        random = np.random.default_rng(length)
+        inputs = {name: random.normal(size=(batch, length, heads, p)) for name in ("x", "z")}
+        inputs |= {name: random.normal(size=(batch, length, groups, n)) for name in ("B", "C")}
+        dt = random.uniform(0.001, 1, (batch, length, heads))
+        decay = -dt * np.geomspace(1e-3, 300, heads)
+        inputs |= dict(log_decay_blh=decay, dt_blh=dt, D_h=random.normal(size=heads))
+        inputs |= dict(initial_state=random.normal(size=(batch, heads, p, n)))
+        starts = random.uniform(size=(batch, length)) < 0.01 if reset else None
+        shape = f"B{batch} L{length} H{heads} P{p} N{n} G{groups} bfloat16 gated" + " reset" * reset
+        yield Case(duality, shape, "bfloat16", length, inputs, ("x", "z", "B", "C"), dict(reset=starts))
+
+
+def short_convolutions() -> Iterator[Case]:
+    for dtype, batch, length, d, k, reset in [
+        ("bfloat16", 2, 1000, 256, 4, True),
+        ("float32", 3, 520, 128, 3, False),
+    ]:
+        random = np.random.default_rng(length)
+        inputs = dict(x_bld=random.normal(size=(batch, length, d)), weight_dk=random.normal(size=(d, k)))
+        inputs |= dict(bias_d=random.normal(size=d), initial_state=random.normal(size=(batch, k - 1, d)))
+        starts = random.uniform(size=(batch, length)) < 0.1 if reset else None
+        shape = f"B{batch} L{length} D{d} k{k} {dtype} silu" + " reset" * reset
+        yield Case(short, shape, dtype, length, inputs, ("x_bld",), dict(reset=starts))
+
+
+OPERATIONS = {
+    "associative_scan": scans,
+    "long_convolution": convolutions,
+    "diagonal_system": diagonal_systems,
+    "selective_scan": selective_scans,
+    "ssd": dualities,
+    "short_convolution": short_convolutions,
+}
 
 
 def rounded(case: Case) -> dict:
@@ -162,8 +216,8 @@ def relative(out, ref) -> float:
 
 
 def functions(case: Case) -> dict[str, Callable]:
-    checkpointed = {"checkpointed": jax.checkpoint(case.function("xla"))}
-    return {name: case.function(name) for name in case.implementations} | checkpointed
+    checkpointed = {"checkpointed": jax.checkpoint(case.function("xla"))} if case.op is scan else {}
+    return {name: case.function(name) for name in here(case.op)} | checkpointed
 
 
 def main() -> int:

@@ -17,7 +17,8 @@ def choose(implementation: str, implementations: Sequence[str], refusal: Callabl
     """
     if implementation == "auto":
         backend = jax.default_backend()
-        return backend if backend in implementations and not (backend_refusal(backend) or refusal(backend)) else otherwise
+        taken = backend in implementations and not (backend_refusal(backend) or refusal(backend))
+        return backend if taken else otherwise
     if implementation not in implementations:
         raise ValueError(f"implementation is {implementation!r}; it may be auto, {', '.join(implementations)}")
     if implementation in FUSED and (reason := backend_refusal(implementation) or refusal(implementation)):

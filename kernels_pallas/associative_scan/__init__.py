@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
-from kernels_pallas.dispatch import FUSED, at_least_float32, backend_refusal, choose, varying_like  # noqa: F401
+from kernels_pallas.dispatch import FUSED, at_least_float32, choose, varying_like
 from kernels_pallas.partition import over_batch
 
 Planes = Inexact[Array, "..."] | tuple[Inexact[Array, "..."], Inexact[Array, "..."]]

@@ -4,15 +4,16 @@ $y_t = \mathrm{act}(b + \sum_{j<k} w_{k-1-j} x_{t-j})$: the last tap meets the p
 of this one is its last k - 1 inputs.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kernels_pallas.associative_scan import at_least_float32
-from kernels_pallas.short_convolution import reference, xla
+from kernels_pallas.dispatch import FUSED, at_least_float32, choose
+from kernels_pallas.short_convolution import fused, reference, xla
+from kernels_pallas.short_convolution.xla import ACTIVATIONS
 
-IMPLEMENTATIONS = {"reference": reference.run, "xla": xla.run}
-ACTIVATIONS = {"silu": jax.nn.silu, "none": lambda y: y}
+__all__ = ["ACTIVATIONS", "IMPLEMENTATIONS", "short_convolution"]
+
+IMPLEMENTATIONS = ("reference", "xla", *FUSED)
 
 
 def short_convolution(
@@ -30,20 +31,25 @@ def short_convolution(
     initial_state: the k - 1 inputs before the first token, the newest last; zeros by default. reset: True at tokens
     that forget the inputs before them; the state holds zeros for inputs from before the last one.
     activation: silu or none. Computed in float32 or better; y has x's dtype.
-    Raises ValueError naming the argument whose shape or value does not fit.
+    Raises ValueError naming the argument whose shape or value does not fit, or an unknown implementation.
     """
-    _check(x_bld, weight_dk, bias_d, initial_state, reset, activation, implementation)
+    _check(x_bld, weight_dk, bias_d, initial_state, reset, activation)
     (batch, _, d), k = x_bld.shape, weight_dk.shape[1]
     precise = at_least_float32(x_bld.dtype)
+    weight = weight_dk.astype(precise)
+    bias = jnp.zeros(d, precise) if bias_d is None else bias_d.astype(precise)
     state = jnp.zeros((batch, k - 1, d), precise) if initial_state is None else initial_state.astype(precise)
-    run = IMPLEMENTATIONS["xla" if implementation == "auto" else implementation]
-    y, last = run(x_bld.astype(precise), weight_dk.astype(precise), state, reset)
-    if bias_d is not None:
-        y += bias_d.astype(precise)[None, None]
-    return ACTIVATIONS[activation](y).astype(x_bld.dtype), last
+    chosen = choose(implementation, IMPLEMENTATIONS, lambda name: fused.refusal(name, x_bld, k), "xla")
+    if chosen in FUSED:
+        reach = None if reset is None else xla.reach(reset, k)
+        y = fused.run(x_bld, weight.T, bias, state, reach, activation, chosen)
+        return y, xla.last_inputs(x_bld, state, reach)
+    run = reference.run if chosen == "reference" else xla.run
+    y, last = run(x_bld.astype(precise), weight, state, reset)
+    return ACTIVATIONS[activation](y + bias[None, None]).astype(x_bld.dtype), last
 
 
-def _check(x, weight, bias, state, reset, activation, implementation) -> None:
+def _check(x, weight, bias, state, reset, activation) -> None:
     if x.ndim != 3 or 0 in x.shape:
         raise ValueError(f"x_bld must be (batch, length, width), none of them 0; it is {x.shape}")
     batch, length, d = x.shape
@@ -60,5 +66,3 @@ def _check(x, weight, bias, state, reset, activation, implementation) -> None:
             raise ValueError(f"{name} has shape {value.shape}; x_bld {x.shape} and {k} taps need {shape}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; it may be {', '.join(ACTIVATIONS)}")
-    if implementation not in ("auto", *IMPLEMENTATIONS):
-        raise ValueError(f"implementation is {implementation!r}; it may be auto, {', '.join(IMPLEMENTATIONS)}")

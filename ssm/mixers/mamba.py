@@ -18,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.associative_scan import at_least_float32
+from kernels_pallas.dispatch import at_least_float32
+from kernels_pallas.selective_scan import selective_scan
+from kernels_pallas.selective_scan.xla import by_chunks, tree
 from kernels_pallas.short_convolution import short_convolution
 from ssm.discretize import ONE_INPUT_RULES, check_rule, discretize
 from ssm.initializers import constant, short_convolution_parameters, softplus_inverse_dt, uniform_fan_in
 from ssm.naming import check_state, unknown
 from ssm.norms import rms_norm
-from ssm.recurrence import linear_recurrence, segment_starts
+from ssm.recurrence import segment_starts
 
 
 class State(NamedTuple):
@@ -86,11 +88,15 @@ def chunked(
 ) -> tuple[Float[Array, "b l d"], Float[Array, "b d n"]]:
     """Chunk after chunk, as the paper recomputes (section 3.3.2): the gradient keeps one state a chunk.
 
-    In a chunk, what is faster: on a CPU token after token, elsewhere a scan. Arguments as in `recurrent`.
+    In a chunk, what is faster: on a CPU token after token, elsewhere a scan; by exponential_euler on a Hopper GPU, all
+    of it in one kernel. Arguments as in `recurrent`.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
-    form = partial(_chunks, min(chunk_size, x_bld.shape[1]))
+    if rule == "exponential_euler":
+        reset = segment_starts(segment_ids)
+        return selective_scan(x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, reset=reset, chunk_size=chunk_size)
+    form = partial(_chunks, chunk_size)
     return _run(form, x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, rule, segment_ids)
 
 
@@ -146,27 +152,13 @@ def _loop(rule, A_dn, h_bdn, x, dt, B, C, reset):
 
 def _tree(rule, A_dn, h_bdn, x, dt, B, C, reset):
     decay, _, current = discretize(rule, A_dn[None, None], dt[..., None])
-    drive = current * (x[..., None] * B[:, :, None])
-    h_bldn, last = linear_recurrence(decay, drive, h_bdn, reset=reset, implementation="xla")
-    return jnp.sum(C[:, :, None] * h_bldn, -1), last
+    return tree(decay, current * (x[..., None] * B[:, :, None]), C, reset, h_bdn)
 
 
 def _chunks(q, rule, A_dn, h_bdn, x, dt, B, C, reset):
     """Padding has dt = 0 and x = 0, which leave the state as it is by every rule."""
-    inside = _loop if jax.default_backend() == "cpu" else _tree
-    length = x.shape[1]
-
-    def split(v):
-        v = jnp.pad(v, ((0, 0), (0, -length % q)) + ((0, 0),) * (v.ndim - 2))
-        return jnp.moveaxis(v.reshape(len(v), -1, q, *v.shape[2:]), 1, 0)
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def advance(h, chunk):
-        y, h = inside(rule, A_dn, h, *chunk)
-        return h, y
-
-    last, y_cbqd = jax.lax.scan(advance, h_bdn, jax.tree.map(split, (x, dt, B, C, reset)))
-    return jnp.moveaxis(y_cbqd, 0, 1).reshape(len(x), -1, x.shape[2])[:, :length], last
+    inside = partial(_loop if jax.default_backend() == "cpu" else _tree, rule, A_dn)
+    return by_chunks(inside, q, h_bdn, (x, dt, B, C, reset))
 
 
 FORMS = {"recurrent": recurrent, "parallel": parallel, "chunked": chunked}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.associative_scan import at_least_float32
+from kernels_pallas.dispatch import at_least_float32
 from kernels_pallas.short_convolution import short_convolution
 from kernels_pallas.ssd import segsum, ssd
 from ssm.discretize import check_rule, discretize_log
@@ -84,10 +84,9 @@ def chunked(
 
     implementation: of `kernels_pallas.ssd`.
     """
-    log_decay, v_blhp = _discretized(x_blhp, dt_blh, A_h, rule)
+    log_decay, current = _coefficients(dt_blh, A_h, rule, at_least_float32(x_blhp.dtype))
     options = dict(reset=segment_starts(segment_ids), chunk_size=chunk_size, implementation=implementation)
-    y, h = ssd(v_blhp, log_decay, B_blgn, C_blgn, initial_state, **options)
-    return _skip(y, D_h, x_blhp), h
+    return ssd(x_blhp, log_decay, B_blgn, C_blgn, initial_state, dt_blh=current, D_h=D_h, **options)
 
 
 def recurrent(
@@ -132,11 +131,16 @@ def step(
 
 def _discretized(x, dt, A_h, rule):
     """(dt A, what enters the state along B), in float32 or better."""
-    check_rule(rule, "mamba2", RULES)
     precise = at_least_float32(x.dtype)
-    A = A_h.astype(precise).reshape((1,) * (dt.ndim - 1) + A_h.shape)
-    log_decay, _, current = discretize_log(rule, A, dt.astype(precise))
+    log_decay, current = _coefficients(dt, A_h, rule, precise)
     return log_decay, current[..., None] * x.astype(precise)
+
+
+def _coefficients(dt, A_h, rule, dtype):
+    check_rule(rule, "mamba2", RULES)
+    A = A_h.astype(dtype).reshape((1,) * (dt.ndim - 1) + A_h.shape)
+    log_decay, _, current = discretize_log(rule, A, dt.astype(dtype))
+    return log_decay, current
 
 
 def _skip(y, D_h, x):

@@ -4,6 +4,7 @@ $x'(t) = \Lambda x(t) + B u(t)$, $y(t) = \mathrm{Re}\, C x(t) + D u(t)$ with u o
 conjugate pairs are kept once and C counts twice. The states are made by a parallel scan.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -12,22 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
+from kernels_pallas.diagonal_system import diagonal_system
 from ssm import hippo
-from ssm.discretize import check_rule, discretize, first_order
+from ssm.discretize import ONE_INPUT_RULES, check_rule, discretize, first_order
 from ssm.initializers import complex_normal, complex_parameter, constant, log_uniform
 from ssm.naming import unknown
-from ssm.recurrence import linear_recurrence, segment_starts
+from ssm.recurrence import segment_starts
 
 
 class System(NamedTuple):
     """h_t = a h_{t-1} + gain (B u)_t, y_t = Re C (h_t + feedthrough (B u)_t) + D u_t.
 
-    C_reverse, where present, reads the states of the reversed sequence, the token t included.
+    feedthrough: None where it is 0. C_reverse, where present, reads the states of the reversed sequence, the token t
+    included.
     """
 
     a_n: Complex[Array, " n"]
     gain_n: Complex[Array, " n"]
-    feedthrough_n: Complex[Array, " n"]
+    feedthrough_n: Complex[Array, " n"] | None
     B_nd: Complex[Array, "n d"]
     C_dn: Complex[Array, "d n"]
     D_d: Float[Array, " d"]
@@ -54,6 +57,7 @@ def discrete(
     A_n: eigenvalues in 1/time; dt_n: time per token, one for every state.
     """
     a, gain, feedthrough = first_order(discretize(rule, A_n, dt_n, weight=weight))
+    feedthrough = None if rule in ONE_INPUT_RULES else feedthrough
     return System(a, gain, feedthrough, B_nd, 2 * C_dn, D_d, None if C_reverse_dn is None else 2 * C_reverse_dn)
 
 
@@ -76,44 +80,33 @@ def parallel(
     segment_ids: Int[Array, "b l"] | None = None,
     implementation: str = "xla",
 ) -> tuple[Float[Array, "b l d"], State]:
-    """All states by a parallel scan (S5, section 2.2): two projections and a linear recurrence."""
+    """All states by a parallel scan (S5, section 2.2)."""
     a, gain, feedthrough, B_nd, C_dn, D_d, C_reverse_dn = system
     reset = segment_starts(segment_ids)
-    v_bln = _project(B_nd, x_bld.astype(D_d.dtype))
-    h = None if state is None else state.h_bn
-    scan = lambda h, **options: linear_recurrence(  # noqa: E731
-        a, gain[None, None] * v_bln, h, implementation=implementation, **options
-    )
-    h_bln, last = scan(h, reset=reset)
-    through = feedthrough[None, None] * v_bln
-    y = _read(C_dn, h_bln + through) + D_d[None, None] * x_bld.astype(D_d.dtype)
+    run = partial(diagonal_system, x_bld, a, gain[:, None] * B_nd, implementation=implementation)
+    y, last = run(C_dn, D_d, None if state is None else state.h_bn, reset=reset)
     if C_reverse_dn is not None:
         ends = None if reset is None else jnp.roll(reset, -1, 1)
-        y += _read(C_reverse_dn, scan(None, reverse=True, reset=ends)[0] + through)
-    return y.astype(x_bld.dtype), State(last)
+        y += run(C_reverse_dn, jnp.zeros_like(D_d), reverse=True, reset=ends)[0]
+        C_dn = C_dn + C_reverse_dn
+    if feedthrough is not None:
+        through_dd = _product(C_dn * feedthrough[None], B_nd).real
+        y += jnp.einsum("bld,ed->ble", x_bld.astype(D_d.dtype), through_dd, precision="highest").astype(y.dtype)
+    return y, State(last)
 
 
 def step(x_bd: Float[Array, "b d"], system: System, state: State) -> tuple[Float[Array, "b d"], State]:
     """One token."""
     a, gain, feedthrough, B_nd, C_dn, D_d, _ = system
     x = x_bd.astype(D_d.dtype)
-    v = _project(B_nd, x[:, None])[:, 0]
+    v = _product(x.astype(B_nd.dtype), B_nd.T)
     h = a[None] * state.h_bn + gain[None] * v
-    y = _read(C_dn, (h + feedthrough[None] * v)[:, None])[:, 0] + D_d[None] * x
+    read = h if feedthrough is None else h + feedthrough[None] * v
+    y = _product(read, C_dn.T).real + D_d[None] * x
     return y.astype(x_bd.dtype), State(h)
 
 
-def _project(B_nd, x_bld):
-    """B x as one real product."""
-    both = jnp.einsum("bld,nd->bln", x_bld, jnp.concatenate([B_nd.real, B_nd.imag]), precision="highest")
-    n = B_nd.shape[0]
-    return jax.lax.complex(both[..., :n], both[..., n:])
-
-
-def _read(C_dn, h_bln):
-    """Re C h as one real product."""
-    planes = jnp.concatenate([h_bln.real, h_bln.imag], -1)
-    return jnp.einsum("bln,dn->bld", planes, jnp.concatenate([C_dn.real, -C_dn.imag], -1), precision="highest")
+_product = partial(jnp.matmul, precision="highest")
 
 
 FORMS = {"recurrent": "reference", "parallel": "xla", "auto": "auto"}

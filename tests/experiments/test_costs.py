@@ -28,6 +28,25 @@ def test_the_fastest_implementation_beside_its_baseline(tmp_path):
     assert row == ["| associative_scan | B1024 L1024 N2 float32 | GPU | gpu | 1 ms (2.0 x) | 3 ms (3.0 x) | xla |"]
 
 
+def test_one_layer_on_every_backend():
+    """The CPU's run says which shapes; a kernel's estimate is its iterations, each as long as what bounds it."""
+    layer = {"command": "benchmark --shapes layer", "device": "cpu", "implementation": "xla", "shape": "B2 L8 H4 x"}
+    both = {"pass": "forward+backward", "milliseconds": 5.0}
+    loop = dict(device="v5e", shape="B2 L8 H4 x, precision high", tokens_per_iteration=16, nanoseconds_compute=3e6)
+    loop |= {"nanoseconds_memory": 2e6, "estimate": True, "implementation": "tpu"}
+    estimates = [
+        {k: v for k, v in record(**loop, **{"pass": p}).items() if "milliseconds" not in k}
+        for p in ("forward", "adjoint")
+    ]
+    gpu = [record(device="NVIDIA H200 (x)", shape="B2 L8 H4 x"), record(device="NVIDIA H200", shape="B2 L9 H4 x")]
+    step = record(op="training_step", device="1 x NVIDIA H200", shape="B1 L2 step", **both)
+    records = [record(**layer), record(**layer | both), *gpu, *estimates, step]
+    assert costs.layers([{"command": "benchmark"} | r for r in records]).splitlines()[2:] == [
+        "| associative_scan | B2 L8 H4 x | 1 / 5 ms (xla) | 1 / - ms (gpu) | 12 / 24 ms |",
+        "| training_step | B1 L2 step |  | - / 5 ms (gpu) |  |",
+    ]
+
+
 def test_the_figure_has_one_amount_of_tokens():
     lengths = [record(shape=f"B{2**20 // n} L{n} N2", milliseconds=float(n)) for n in (2**20, 2**10)]
     other = [record(shape="B1 L64 N2"), record(op="long_convolution", shape="B1 L1048576 H2")]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import jax
 import numpy as np
@@ -10,26 +11,29 @@ import pytest
 from kernels_pallas import accuracy
 
 
-def tiny(wrong: str | None = None):
+def cases(wrong: str | None = None):
     """One case: y = a x whose "xla" form is off by 1 % in what `wrong` names."""
 
-    def function(implementation):
+    def tiny(a, x, implementation):
         factor = lambda name: 1.01 if (implementation, name) == ("xla", wrong) else 1.0  # noqa: E731
 
         @jax.custom_vjp
-        def run(p):
-            return p["a"] * p["x"] * factor("outputs")
+        def run(a, x):
+            return a * x * factor("outputs")
 
-        run.defvjp(lambda p: (run(p), p), lambda p, bar: ({"a": bar * p["x"] * factor("a"), "x": bar * p["a"]},))
-        return run
+        run.defvjp(lambda a, x: (run(a, x), (a, x)), lambda ax, bar: (bar * ax[1] * factor("a"), bar * ax[0]))
+        return run(a, x)
+
+    op = types.ModuleType("kernels_pallas.tiny")
+    op.tiny, op.IMPLEMENTATIONS = tiny, ("reference", "xla")
 
     inputs = dict(a=np.arange(1.0, 4), x=np.array([1.0, -2, 0.3]))
-    yield accuracy.Case("tiny", "N3", "float32", 9, function, inputs, (), ("xla",))
+    yield accuracy.Case(op, "N3", "float32", 9, inputs, ())
 
 
 @pytest.mark.parametrize("wrong", [None, "outputs", "a"])
 def test_an_error_is_found_and_named(wrong, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(accuracy, "OPERATIONS", {"tiny": lambda: tiny(wrong)})
+    monkeypatch.setattr(accuracy, "OPERATIONS", {"tiny": lambda: cases(wrong)})
     monkeypatch.setattr(sys, "argv", ["accuracy", "--json", str(tmp_path / "out.jsonl")])
     assert accuracy.main() == (wrong is not None)
     record = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])

@@ -1,5 +1,7 @@
 """The linear recurrence against a float64 loop: every implementation, kind of number, direction and gradient."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,11 +61,11 @@ def test_values_and_all_gradients(length, reverse, kind, per_token, implementati
         return sum(jnp.sum(jnp.asarray(bar).conj() * out).real for bar, out in zip(bars, outputs, strict=True))
 
     inputs = [jnp.asarray(x) for x in (a, b, h)]
-    outputs = linear_recurrence(*inputs, reverse=reverse, implementation=implementation)
+    outputs = jax.jit(partial(linear_recurrence, reverse=reverse, implementation=implementation))(*inputs)
     for out, ref in zip(outputs, oracle(a, b, h, reverse), strict=True):
         assert_close(out, ref, scale=length)
     expected = gradients(a, b, h, *bars, reverse)
-    grads = jax.grad(total, argnums=(0, 1, 2))(*inputs)
+    grads = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*inputs)
     for name, out, ref in zip("abh", grads, expected, strict=True):
         ref = ref.sum((0, 1)) if name == "a" and not per_token else ref
         assert_close(out.conj(), ref, gradient=True, scale=length, label=f"gradient of {name}")
@@ -94,12 +96,13 @@ def test_split_vmap_jit_and_half_precision(implementation, rng):
     a, b, h = (jnp.asarray(x, jnp.float32) for x in problem(rng, 65, "real", True))
     run = lambda a, b, h: associative_scan(a, b, h, implementation=implementation)  # noqa: E731
     states, last = run(a, b, h)
+    once, run = run, jax.jit(run)
     first, middle = run(a[:, :40], b[:, :40], h)
     second, end = run(a[:, 40:], b[:, 40:], middle)
     assert_close(jnp.concatenate([first, second], 1), states, scale=65)
     assert_close(end, last, scale=65)
-    assert_close(jax.jit(run)(a, b, h)[0], states, scale=65)
-    mapped, _ = jax.vmap(run)(a[:, None], b[:, None], h[:, None])
+    assert_close(run(a, b, h)[0], states, scale=65)
+    mapped, _ = jax.vmap(once)(a[:, None], b[:, None], h[:, None])
     assert_close(mapped[:, 0], states, scale=65)
     half, last = run(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), h)
     assert half.dtype == jnp.bfloat16 and last.dtype == jnp.float32
@@ -112,8 +115,8 @@ def test_gradients_under_checkpoint(implementation, rng, x64):
     """Rematerialisation must not change a gradient."""
     a, b, h = (jnp.asarray(x) for x in problem(rng, 64, "real", True))
     total = lambda a, b, h: jnp.sum(jnp.sin(associative_scan(a, b, h, implementation=implementation)[0]))  # noqa: E731
-    plain = jax.grad(total, argnums=(0, 1, 2))(a, b, h)
-    for out, ref in zip(jax.grad(jax.checkpoint(total), argnums=(0, 1, 2))(a, b, h), plain, strict=True):
+    plain, again = (jax.jit(jax.grad(f, argnums=(0, 1, 2)))(a, b, h) for f in (total, jax.checkpoint(total)))
+    for out, ref in zip(again, plain, strict=True):
         assert_close(out, ref)
 
 
@@ -123,7 +126,7 @@ def test_hundred_thousand_tokens_agree(rng):
     b = rng.normal(size=(1, 100_000, 2))
     exact, _ = oracle(a, b, np.zeros((1, 2)), False)
     for implementation in PLAIN:
-        out, _ = associative_scan(jnp.float32(a), jnp.float32(b), implementation=implementation)
+        out, _ = jax.jit(partial(associative_scan, implementation=implementation))(jnp.float32(a), jnp.float32(b))
         assert_close(out, exact, scale=10_000)
 
 

@@ -103,7 +103,11 @@ def test_split_reset_vmap_and_precision(rng):
     p = jax_arrays(problem(rng, 50), jnp.float32)
     p = {k: v.astype(jnp.complex64) if jnp.iscomplexobj(v) else v for k, v in p.items()}
     u, state = p.pop("u"), p.pop("initial_state")
-    run = lambda u, state, **options: long_convolution(u, initial_state=state, chunk_size=CHUNK, **p, **options)  # noqa: E731
+
+    @jax.jit
+    def run(u, state, reset=None):
+        return long_convolution(u, initial_state=state, chunk_size=CHUNK, **p, reset=reset)
+
     y, last = run(u, state)
     first, middle = run(u[:, :21], state)
     second, end = run(u[:, 21:], middle)

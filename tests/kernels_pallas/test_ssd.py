@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from kernels_pallas.ssd import IMPLEMENTATIONS, segsum, ssd
+from kernels_pallas.ssd import segsum, ssd
 from tests.oracles import assert_close
 
+IMPLEMENTATIONS = ("reference", "xla")  # what runs on any backend
 HEADS, P, N = 4, 3, 5
 ARGUMENTS = ("x", "log_decay_blh", "B", "C", "initial_state")
 
@@ -90,6 +91,32 @@ def test_the_loops_gradient_is_its_finite_difference(rank, rng, x64):
     _, grads = loss_and_gradients(as_arrays(p), *bars, implementation="reference")
     along = sum(np.sum(np.asarray(grads[k]) * direction[k]) for k in p)
     np.testing.assert_allclose(along, (total(1e-5) - total(-1e-5)) / 2e-5, rtol=1e-7)
+
+
+@pytest.mark.parametrize(("rank", "each_channel"), [(None, False), (2, True)])
+def test_scaled_skipped_and_gated(rank, each_channel, rng, x64):
+    """Against the loop with its input scaled and its output gated by hand; the gradients by one finite difference."""
+    p = problem(rng, 9, 2, rank)
+    p |= dict(dt_blh=rng.uniform(0.1, 1, size=(2, 9, HEADS)), z=rng.normal(size=p["x"].shape))
+    p |= dict(D_h=rng.normal(size=(HEADS, P) if each_channel else (HEADS,)))
+    y_bar, h_bar = rng.normal(size=p["x"].shape), rng.normal(size=p["initial_state"].shape)
+    direction = {k: rng.normal(size=v.shape) for k, v in p.items()}
+
+    def by_hand(x, dt_blh, D_h, z, **others):
+        dt = dt_blh[..., None] if rank is None else dt_blh[:, :, None, :, None]
+        y, last = loop(dt * x, **others)
+        return (y + D_h.reshape(HEADS, -1) * x) * z / (1 + np.exp(-z)), last
+
+    def total(eps):
+        y, last = by_hand(**{k: p[k] + eps * direction[k] for k in p})
+        return np.sum(y * y_bar) + np.sum(last * h_bar)
+
+    for implementation in IMPLEMENTATIONS:
+        (_, out), grads = loss_and_gradients(as_arrays(p), y_bar, h_bar, implementation=implementation)
+        for value, expected in zip(out, by_hand(**p), strict=True):
+            assert_close(value, expected, scale=9 * N)
+        along = sum(np.sum(np.asarray(grads[k]) * direction[k]) for k in p)
+        np.testing.assert_allclose(along, (total(1e-5) - total(-1e-5)) / 2e-5, rtol=1e-7)
 
 
 def test_segsum_is_every_sum_by_itself(rng):
@@ -187,8 +214,12 @@ def test_wrong_input_is_named(rng, untyped):
         (p, dict(initial_state=p["initial_state"][:1]), r"initial_state has shape \(1, 4, 3, 5\)"),
         (p, dict(reset=jnp.zeros((2, 4), bool)), r"reset has shape \(2, 4\).*need \(2, 5\)"),
         (p, dict(x=p["x"][0]), r"x must be \(batch, length, \[rank,\] heads, channels\)"),
+        (p, dict(dt_blh=p["log_decay_blh"][:, 1:]), r"dt_blh has shape \(2, 4, 4\).*need \(2, 5, 4\)"),
+        (p, dict(z=p["x"][..., :2]), r"z has shape \(2, 5, 4, 2\).*need \(2, 5, 4, 3\)"),
+        (p, dict(D_h=jnp.ones(3)), r"D_h has shape \(3,\); x \(2, 5, 4, 3\) needs \(4,\) or \(4, 3\)"),
         (p, dict(chunk_size=-1), "chunk_size is -1; it must be at least 1"),
-        (p, dict(implementation="cuda"), "implementation is 'cuda'; it may be auto, reference, xla"),
+        (p, dict(implementation="cuda"), "implementation is 'cuda'; it may be auto, reference, xla, gpu"),
+        (p, dict(implementation="gpu"), "implementation 'gpu' cannot run this: the backend is cpu"),
     ]:
         with pytest.raises(ValueError, match=message):
             ssd(**(arrays | change))
