@@ -59,7 +59,12 @@ def _fastest(group: list[dict]) -> dict[str, dict]:
 def _time(record: dict | None) -> str:
     if record is None:
         return ""
-    return f"{record['milliseconds']:.3g} ms ({record['baseline_milliseconds'] / record['milliseconds']:.1f} x)"
+    milliseconds = record["milliseconds"]
+    return f"{_short(milliseconds)} ms ({record['baseline_milliseconds'] / milliseconds:.1f} x)"
+
+
+def _short(milliseconds: float) -> str:
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
 
 
 def layers(records: Sequence[dict]) -> str:
@@ -80,7 +85,7 @@ def _both(group: list[dict]) -> str:
     if not group:
         return ""
     mine = _fastest(group)
-    times = " / ".join(f"{mine[name]['milliseconds']:.3g}" if name in mine else "-" for name in PASSES)
+    times = " / ".join(_short(mine[name]["milliseconds"]) if name in mine else "-" for name in PASSES)
     return f"{times} ms ({next(iter(mine.values()))['implementation']})"
 
 

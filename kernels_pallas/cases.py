@@ -1,6 +1,7 @@
 """The calls that `kernels_pallas.benchmark` times, of every operation, by the shapes in its specs."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
@@ -76,23 +77,26 @@ def scans(specs) -> Iterator[Case]:
         yield Case(scan, str(spec), spec.dtype, "xla", first(scan.associative_scan), (a, b), forward, backward)
 
 
-def fft(u, kernel):
-    """The convolution with a kernel (d, l) that is given, by FFT."""
-    length = u.shape[1]
-    both = jnp.concatenate([kernel[None], jnp.moveaxis(u, 1, 2)])
-    spectra = jnp.fft.rfft(both, 2 * length)
-    return jnp.moveaxis(jnp.fft.irfft(spectra[1:] * spectra[:1], 2 * length)[..., :length], 1, 2)
+def fft(u, kernel, channels_first: bool = False):
+    """The convolution with a kernel (d, l) that is given, by FFT; u (b, l, d) or (d, b, l)."""
+    u_dbl = u if channels_first else jnp.transpose(u, (2, 0, 1))
+    length = u_dbl.shape[2]
+    spectra = jnp.fft.rfft(jnp.concatenate([kernel[:, None], u_dbl], 1), 2 * length)
+    y_dbl = jnp.fft.irfft(spectra[:, 1:] * spectra[:, :1], 2 * length)[..., :length]
+    return y_dbl if channels_first else jnp.transpose(y_dbl, (1, 2, 0))
 
 
 def convolutions(specs) -> Iterator[Case]:
     for spec in specs:
-        d, n = spec.channels, spec.states
+        d, n, batch, length = spec.channels, spec.states, spec.batch, spec.length
         z = np.geomspace(0.001, 0.1, d)[:, None] * (-0.5 + 1j * np.pi * np.arange(n))
         a, b, D = jnp.exp(z.astype(np.complex64)), jnp.ones((d, n), jnp.complex64), jnp.ones(d)
-        u, c = normal(0, spec.batch, spec.length, d), jax.lax.complex(normal(1, d, n), normal(2, d, n))
-        kernel = normal(3, d, spec.length)
-        by_fft = lambda u, a, b, c, D, kernel=kernel: fft(u, kernel)  # noqa: E731
-        function = lambda name, by_fft=by_fft: by_fft if name == "fft" else first(convolution.long_convolution)(name)  # noqa: E731
+        u = normal(0, *((d, batch, length) if spec.channels_first else (batch, length, d)))
+        c, kernel = jax.lax.complex(normal(1, d, n), normal(2, d, n)), normal(3, d, length)
+        options = dict(channels_first=spec.channels_first)
+        by_fft = partial(lambda kernel, options, u, a, b, c, D: fft(u, kernel, **options), kernel, options)
+        chunks = first(partial(convolution.long_convolution, **options))
+        function = partial(lambda by_fft, chunks, name: by_fft if name == "fft" else chunks(name), by_fft, chunks)
         inputs = (u, a, b, c, D)
         yield Case(convolution, str(spec), "float32", "fft", function, inputs, size(u, u), size(u, u, u))
 

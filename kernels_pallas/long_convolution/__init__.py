@@ -18,7 +18,7 @@ IMPLEMENTATIONS = ("reference", "xla", *FUSED)
 
 
 def long_convolution(
-    u: Float[Array, "b l d"],
+    u: Float[Array, "b l d"] | Float[Array, "d b l"],
     a: Inexact[Array, "d n"],
     b: Inexact[Array, "d n"],
     c: Inexact[Array, "d n"],
@@ -27,15 +27,17 @@ def long_convolution(
     *,
     c_reverse: Inexact[Array, "d n"] | None = None,
     reset: Bool[Array, "b l"] | None = None,
+    channels_first: bool = False,
     chunk_size: int = 128,
     precision: str = "auto",
     implementation: str = "auto",
-) -> tuple[Float[Array, "b l d"], Inexact[Array, "b d n"]]:
+) -> tuple[Float[Array, "b l d"] | Float[Array, "d b l"], Inexact[Array, "b d n"]]:
     """y, and the state after the last token.
 
     a, b, c: the discrete system, real or complex (all alike). c_reverse: also read, from the states of the
     reversed sequence, the tokens after t: y_t += Re sum c_reverse a^j b u_{t+1+j}; it takes no initial state.
     reset: True at tokens that forget the states before them, which needs the reference implementation.
+    channels_first: u and y are (d, b, l), as the products are made, else (b, l, d), which is transposed twice.
     chunk_size: of "xla", in tokens, at most; "gpu", the kernel for Hopper GPUs, and "tpu" have their own.
     precision: of the factors of matrix products; the sums are float32 or better, as the states are. The relative
     error of y, S4D-Lin on 16 384 float32 tokens ("tpu": with its kernel simulated on a CPU):
@@ -46,23 +48,28 @@ def long_convolution(
     From bfloat16 tokens it is 2.2e-3 in "default", of which y's own rounding makes 1.7e-3. y has u's dtype.
     Raises ValueError naming the argument whose shape, dtype or combination does not fit.
     """
-    _check(u, a, b, c, D, initial_state, c_reverse, reset, chunk_size)
+    u_dbl = u if channels_first else jnp.transpose(u, (2, 0, 1))
+    like = jax.ShapeDtypeStruct((*u_dbl.shape[1:], u_dbl.shape[0]), u.dtype)
+    _check(like, a, b, c, D, initial_state, c_reverse, reset, chunk_size)
     if precision == "auto" and u.dtype == jnp.bfloat16:
         precision = "default"
-    chosen = _choose(implementation, u, a, reset, "high" if precision == "auto" else precision)
+    chosen = _choose(implementation, like, a, reset, "high" if precision == "auto" else precision)
     if precision == "auto":
         precision = "high" if chosen in FUSED else "highest"
-    h = jnp.zeros((u.shape[0], *a.shape), a.dtype) if initial_state is None else initial_state.astype(a.dtype)
+    h = jnp.zeros((like.shape[0], *a.shape), a.dtype) if initial_state is None else initial_state.astype(a.dtype)
     precise = at_least_float32(u.dtype)
     if chosen == "reference":
-        y, last = reference.run(u.astype(precise), a, b, c, c_reverse, h, reset)
-        return (y + D.astype(precise)[None, None] * u.astype(precise)).astype(u.dtype), last
-    return _by_chunks(u, (a, b, c, c_reverse, D.astype(precise)), h, chosen, chunk_size, precision)
+        exact = jnp.transpose(u_dbl, (1, 2, 0)).astype(precise)
+        y, last = reference.run(exact, a, b, c, c_reverse, h, reset)
+        y_dbl = jnp.transpose(y + D.astype(precise)[None, None] * exact, (2, 0, 1)).astype(u.dtype)
+    else:
+        y_dbl, last = _by_chunks(u_dbl, (a, b, c, c_reverse, D.astype(precise)), h, chosen, chunk_size, precision)
+    return y_dbl if channels_first else jnp.transpose(y_dbl, (1, 2, 0)), last
 
 
-def _by_chunks(u_bld, system: tuple, h_bdn, chosen: str, chunk_size: int, precision: str):
+def _by_chunks(u_dbl, system: tuple, h_bdn, chosen: str, chunk_size: int, precision: str):
     """The walks of `xla`, one after another over parts of the sequence that are each a multiple of a chunk."""
-    parts = _cut(jnp.transpose(u_bld, (2, 0, 1)), chosen, chunk_size, precision)
+    parts = _cut(u_dbl, chosen, chunk_size, precision)
     tables = [xla.tables(*system, q) for _, q, _, _ in parts]
     h = jnp.concatenate([jnp.swapaxes(x, 0, 1) for x in xla.planes(h_bdn)], -1)
     g, y = jnp.zeros_like(h), [None] * len(parts)
@@ -72,9 +79,8 @@ def _by_chunks(u_bld, system: tuple, h_bdn, chosen: str, chunk_size: int, precis
         later, g = _walk(u, tables[i][1], g, True, name, exact)
         y[i] += later
     last = [jnp.swapaxes(x, 0, 1) for x in jnp.split(h, len(xla.planes(h_bdn)), -1)]
-    y = [x.astype(u_bld.dtype) for x in y]
-    y_dbl = y[0] if len(y) == 1 else jnp.concatenate(y, 2)
-    return jnp.transpose(y_dbl, (1, 2, 0)), jax.lax.complex(*last) if len(last) == 2 else last[0]
+    y = [x.astype(u_dbl.dtype) for x in y]
+    return y[0] if len(y) == 1 else jnp.concatenate(y, 2), jax.lax.complex(*last) if len(last) == 2 else last[0]
 
 
 def _cut(u_dbl, chosen: str, chunk_size: int, precision: str) -> list[tuple]:

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from tests.oracles import assert_close
 
 TINY = {
     "associative_scan": (scan.specs.Spec(1, 8, 2, "complex", False), scan.specs.Spec(1, 8, 2, "real", True)),
-    "long_convolution": (convolution.specs.Spec(1, 8, 2, 3),),
+    "long_convolution": (convolution.specs.Spec(1, 8, 2, 3), convolution.specs.Spec(1, 8, 2, 3, True)),
     "diagonal_system": (diagonal.specs.Spec(1, 8, 2, 3),),
     "selective_scan": (selective.specs.Spec(1, 8, 2, 3, "float32"),),
     "short_convolution": (short.specs.Spec(1, 8, 2, 3, "float32"),),
@@ -35,6 +36,7 @@ def test_the_fft_baseline_is_a_causal_convolution():
     u, K = normal(0, 2, 8, 3), normal(1, 3, 8)
     expected = [[np.convolve(u[b, :, d], K[d])[:8] for d in range(3)] for b in range(2)]
     assert_close(fft(u, K), np.array(expected).transpose(0, 2, 1), scale=8)
+    assert_close(fft(jnp.transpose(u, (2, 0, 1)), K, True), np.array(expected).transpose(1, 0, 2), scale=8)
 
 
 def test_records(monkeypatch, tmp_path, capsys):
@@ -43,7 +45,7 @@ def test_records(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark", "--json", str(tmp_path / "out.jsonl")])
     benchmark.main()
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert len(records) == 2 * (2 * 2 + 2 + 4) == len(capsys.readouterr().out.splitlines()) - 1
+    assert len(records) == 2 * (2 * 2 + 2 * 2 + 4) == len(capsys.readouterr().out.splitlines()) - 1
     for record in records:
         if record["implementation"] == record["baseline"]:
             assert record["milliseconds"] == record["baseline_milliseconds"] > 0

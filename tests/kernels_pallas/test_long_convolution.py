@@ -58,6 +58,16 @@ def test_values(length, kind, implementation, rng, x64):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_channels_first(implementation, rng, x64):
+    p = jax_arrays(problem(rng, 20))
+    y, last = long_convolution(**p, implementation=implementation)
+    p["u"] = jnp.transpose(p["u"], (2, 0, 1))
+    first, end = long_convolution(**p, channels_first=True, implementation=implementation)
+    np.testing.assert_array_equal(jnp.transpose(first, (1, 2, 0)), y)
+    np.testing.assert_array_equal(end, last)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("length", [1, 2, CHUNK, CHUNK + 1, 63])
 def test_both_directions(length, implementation, rng, x64):
     p = problem(rng, length) | dict(initial_state=None)
