@@ -18,7 +18,7 @@ IMPLEMENTATIONS = ("reference", "xla", *FUSED)
 
 
 def long_convolution(
-    u: Float[Array, "b l d"] | Float[Array, "d b l"],
+    u: Float[Array, "_ _ _"],
     a: Inexact[Array, "d n"],
     b: Inexact[Array, "d n"],
     c: Inexact[Array, "d n"],
@@ -31,7 +31,7 @@ def long_convolution(
     chunk_size: int = 128,
     precision: str = "auto",
     implementation: str = "auto",
-) -> tuple[Float[Array, "b l d"] | Float[Array, "d b l"], Inexact[Array, "b d n"]]:
+) -> tuple[Float[Array, "_ _ _"], Inexact[Array, "b d n"]]:
     """y, and the state after the last token.
 
     a, b, c: the discrete system, real or complex (all alike). c_reverse: also read, from the states of the

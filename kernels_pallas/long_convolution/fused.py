@@ -26,8 +26,8 @@ def float32(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def refusal(u: jax.Array, a: jax.Array, precision: str, *, group: int, shortest: int, most_states: int) -> str:
-    """Why a kernel that takes groups of sequences cannot run u (b, l, d) and a (d, n); "" where it can."""
+def refusal(u, a: jax.Array, precision: str, *, group: int, shortest: int, most_states: int) -> str:
+    """Why a kernel that takes groups of sequences cannot run u, like (b, l, d), and a (d, n); "" where it can."""
     batch, length, _ = u.shape
     if precision not in PARTS:
         return f"the precision is {precision!r}, not one of {', '.join(PARTS)}"

@@ -29,7 +29,7 @@ from kernels_pallas.partition import over_batch
 ACCUMULATOR = plgpu.ACC((CHUNK, CHUNK), jnp.float32)
 
 
-def refusal(u: jax.Array, a: jax.Array, precision: str) -> str:
+def refusal(u: jax.Array | jax.ShapeDtypeStruct, a: jax.Array, precision: str) -> str:
     """Why u (b, l, d) and a (d, n) cannot be run here; "" where they can."""
     return fused.refusal(u, a, precision, group=GROUP, shortest=TILE, most_states=STATES)
 

@@ -31,7 +31,7 @@ ROWS = 256  # chunks of a tile, of all sequences, that stream through the matrix
 CHANNELS = 8  # in a block
 
 
-def refusal(u: jax.Array, a: jax.Array, precision: str) -> str:
+def refusal(u: jax.Array | jax.ShapeDtypeStruct, a: jax.Array, precision: str) -> str:
     """Why u (b, l, d) and a (d, n) cannot be run here; "" where they can."""
     return fused.refusal(u, a, precision, group=_packed(u), shortest=TILE, most_states=STATES)
 

@@ -115,6 +115,8 @@ def test_what_does_not_fit_is_refused(simulated):
     B = jnp.zeros((33, 64), jnp.complex64)
     with pytest.raises(ValueError, match="'gpu' cannot run this: the length is 72"):
         op.diagonal_system(u[:, :72], a, B, B.T, jnp.zeros(64), implementation="gpu")
+    with pytest.raises(ValueError, match="'gpu' cannot run this: it takes no reset"):
+        op.diagonal_system(u, a, B, B.T, jnp.zeros(64), implementation="gpu", reset=jnp.zeros(u.shape[:2], bool))
 
 
 def test_auto_takes_what_was_measured(monkeypatch, simulated):
