@@ -4,7 +4,7 @@
 
 Presets; pathx where nothing is said.
     pathx  the classifier that reads Path-X, 16,384 pixels: six bidirectional S4D layers of width 256 with 64
-           states, batch norm, gated units, bfloat16 activations (S4D, arXiv:2206.11893, table 6, has its sizes)
+           states, batch norm, gated units (the sizes of S4, arXiv:2111.00396, table 11), bfloat16 activations
     smoke  the same, tiny
 `variants` names what is timed, each with fields set anew (FIELD=VALUE, spaces between); `baseline` is the one to
 compare with.

@@ -16,7 +16,7 @@ import pytest  # noqa: E402
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / f"jax-{jax.__version__}"
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(autouse=True)
