@@ -7,6 +7,8 @@ import pathlib
 FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 os.environ.setdefault("XLA_FLAGS", f"{FLAGS} --xla_llvm_disable_expensive_passes=true")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A simulated warpgroup that waits holds a thread of XLA's pool; with one a core, none may be left to be waited for.
+os.environ.setdefault("PJRT_NPROC", "16")
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
