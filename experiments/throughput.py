@@ -7,7 +7,6 @@ Every variant of `config.variants` is timed in the same run, and compared with `
 
 import argparse
 import datetime
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments import commandline, records, setup, steps
+from kernels_pallas.records import append
 
 WARM_UP = 3  # steps
 
@@ -75,9 +75,7 @@ def main(argv: Sequence[str]) -> int:
             f" {ratio:6.2f} x {baseline}",
             flush=True,
         )
-        if arguments.json:
-            with open(arguments.json, "a") as file:
-                file.write(json.dumps(record) + "\n")
+        append(arguments.json, record)
     return 0
 
 

@@ -8,7 +8,6 @@ status 1 where one is past its bound: 2e-6 sqrt(length) in float32, 8e-3 in bflo
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.benchmark import about
 from kernels_pallas.cases import convolution, diagonal, duality, here, scan, selective, short
+from kernels_pallas.records import about, append
 
 BOUNDS = {"float32": lambda length: 2e-6 * length**0.5, "bfloat16": lambda length: 8e-3}
 
@@ -238,11 +237,8 @@ def main() -> int:
                     f"{op:17} {case.shape:58} {name:12} {shown}{'  PAST: ' if wrong else ''}{' '.join(wrong)}",
                     flush=True,
                 )
-                if arguments.json:
-                    record = dict(op=op, shape=case.shape, dtype=case.dtype, implementation=name, error=found) | head
-                    record["pass"] = "accuracy"
-                    with open(arguments.json, "a") as file:
-                        file.write(json.dumps(record) + "\n")
+                record = dict(op=op, shape=case.shape, dtype=case.dtype, implementation=name, error=found) | head
+                append(arguments.json, record | {"pass": "accuracy"})
     return 1 if past else 0
 
 

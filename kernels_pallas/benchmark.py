@@ -10,10 +10,7 @@ once and every output written once, and in the backward pass the cotangents, the
 """
 
 import argparse
-import datetime
-import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas.cases import OPERATIONS, Case, normal
+from kernels_pallas.records import about, append
 
 REPEATS = 7
 SHAPES = {"cpu": lambda specs: specs.CPU, "gpu": lambda specs: specs.GPU, "layer": lambda specs: specs.GPU[:1]}
@@ -76,18 +74,6 @@ def measure(case: Case, bandwidth: float) -> Iterator[dict]:
             )  # fmt: skip
 
 
-def about(module: str, op: str | None, shapes: str | None = None) -> dict:
-    """What every record says: the device, versions, date and command."""
-    return dict(
-        device=f"{jax.devices()[0].device_kind} ({platform.machine()}, {platform.system()})",
-        versions=dict(python=platform.python_version(), jax=jax.__version__),
-        date=datetime.date.today().isoformat(),
-        command=f"python -m kernels_pallas.{module}"
-        + (f" --op {op}" if op else "")
-        + (f" --shapes {shapes}" if shapes else ""),
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--op", choices=OPERATIONS, help="only this operation")
@@ -109,9 +95,7 @@ def main() -> None:
                     f"{100 * record['share_of_copy_bandwidth']:5.0f} % of a copy's bandwidth",
                     flush=True,
                 )
-                if arguments.json:
-                    with open(arguments.json, "a") as file:
-                        file.write(json.dumps(record | head) + "\n")
+                append(arguments.json, record | head)
 
 
 if __name__ == "__main__":

@@ -45,3 +45,11 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
 def varying_like(h: Array, *arrays: Array) -> Array:
     """h, as different along the axes of a mesh as the arrays are: what `shard_map` asks of a scan's carry."""
     return sum((jnp.zeros_like(v, h.dtype, shape=h.shape) for v in arrays), h)
+
+
+def rounded_product(equation: str, left, right, dtype, precision: str):
+    """An einsum of factors rounded to `dtype`, summed in float32 or better: also of those products that a CPU lacks."""
+    exact = at_least_float32(dtype)
+    taken = exact if jax.default_backend() == "cpu" else dtype
+    left, right = (x.astype(dtype).astype(taken) for x in (left, right))
+    return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=exact)

@@ -13,7 +13,6 @@ What comes once a tile, as the start of its transfers, is not counted. It needs 
 import argparse
 import datetime
 import itertools
-import json
 import os
 import pathlib
 import platform
@@ -31,6 +30,7 @@ from kernels_pallas.associative_scan import tpu as scan
 from kernels_pallas.long_convolution import specs as convolution_specs
 from kernels_pallas.long_convolution import tpu as convolution
 from kernels_pallas.long_convolution.xla import Tables
+from kernels_pallas.records import append
 
 
 class Generation(NamedTuple):
@@ -190,9 +190,7 @@ def main() -> None:
         for loop, name in itertools.product((*scans(), *convolutions()), GENERATIONS):
             record = estimate(loop, name, folder)
             print(f"{loop.op:17}{loop.shape:64}{loop.which:10}{name:4}{TEXT.format(**record)}", flush=True)
-            if arguments.json:
-                with open(arguments.json, "a") as file:
-                    file.write(json.dumps(record | about) + "\n")
+            append(arguments.json, record | about)
 
 
 if __name__ == "__main__":

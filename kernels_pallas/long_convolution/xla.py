@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from kernels_pallas.associative_scan import associative_scan
 from kernels_pallas.associative_scan.reference import conjugate, times
-from kernels_pallas.dispatch import at_least_float32
+from kernels_pallas.dispatch import rounded_product
 
 
 class Tables(NamedTuple):
@@ -86,7 +86,7 @@ def sweep(x_dbl, tables: Tables, h_dbm, reverse: bool, precision: str):
     d, batch, length = x_dbl.shape
     theta, enter, leave, decay = tables
     x = x_dbl.reshape(d, batch, -1, enter.shape[2])
-    product = partial(_product, dtype=x.dtype, precision=precision)
+    product = partial(rounded_product, dtype=x.dtype, precision=precision)
     states, last = _across_chunks(decay, product("dms,dbcs->bcdm", enter, x), h_dbm, reverse)
     y = product("dtm,bcdm->dbct", leave, states)
     y = y if theta is None else y + product("dts,dbcs->dbct", theta, x)
@@ -98,18 +98,10 @@ def gradients(x_dbl, dy_dbl, tables: Tables, states, costates, reverse: bool, pr
     d, batch, length = x_dbl.shape
     _, enter, _, decay = tables
     x, dy = (z.reshape(d, batch, -1, enter.shape[2]) for z in (x_dbl, dy_dbl))
-    product = partial(_product, dtype=x.dtype, precision=precision)
+    product = partial(rounded_product, dtype=x.dtype, precision=precision)
     theta = None if tables.theta_dqq is None else product("dbct,dbcs->dts", dy, x)
     d_enter, d_leave = product("bcdm,dbcs->dms", costates, x), product("dbct,bcdm->dtm", dy, states)
     return Tables(theta, d_enter, d_leave, _decay_gradient(costates, states, len(decay)))
-
-
-def _product(equation: str, left, right, dtype, precision: str):
-    """Of factors rounded to `dtype`, summed in float32 or better: what a CPU, which lacks some products, takes too."""
-    exact = at_least_float32(dtype)
-    taken = exact if jax.default_backend() == "cpu" else dtype
-    left, right = (x.astype(dtype).astype(taken) for x in (left, right))
-    return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=exact)
 
 
 def _across_chunks(decay, summary_bcdm, h_dbm, reverse: bool):

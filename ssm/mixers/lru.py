@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from ssm import hippo
-from ssm.discretize import ONE_INPUT_RULES, check_rule, discretize, first_order
+from ssm.discretize import check_rule
 from ssm.initializers import complex_normal, complex_parameter
-from ssm.mixers.s5 import State, System, run, step
+from ssm.mixers.s5 import State, System, coefficients, run, step
 
 RULES = ("dirac", "zoh", "exponential_euler", "exponential_trapezoidal")
 
@@ -49,11 +49,9 @@ class LRU(nn.Module):
 
     def system(self) -> System:
         A = jax.lax.complex(-jnp.exp(self.nu_log), jnp.exp(self.theta_log))
-        coefficients = discretize(self.rule, A, jnp.ones_like(self.nu_log), weight=self.weight)
         B = jnp.exp(self.gamma_log).astype(self.B.dtype)[:, None] * self.B
-        a, gain, feedthrough = first_order(coefficients)
-        feedthrough = None if self.rule in ONE_INPUT_RULES else feedthrough
-        return System(a, gain, feedthrough, B, self.C[0], self.D, self.C[1] if self.bidirectional else None)
+        first = coefficients(self.rule, A, jnp.ones_like(self.nu_log), self.weight)
+        return System(*first, B, self.C[0], self.D, self.C[1] if self.bidirectional else None)
 
     def __call__(self, x_bld, state: State | None = None, *, segment_ids=None):
         return run(self.form, x_bld, self.system(), state, segment_ids)

@@ -56,9 +56,15 @@ def discrete(
 
     A_n: eigenvalues in 1/time; dt_n: time per token, one for every state.
     """
+    return System(
+        *coefficients(rule, A_n, dt_n, weight), B_nd, 2 * C_dn, D_d, None if C_reverse_dn is None else 2 * C_reverse_dn
+    )
+
+
+def coefficients(rule: str, A_n: Array, dt_n: Array, weight: float | None) -> tuple[Array, Array, Array | None]:
+    """a, gain and feedthrough of a `System`."""
     a, gain, feedthrough = first_order(discretize(rule, A_n, dt_n, weight=weight))
-    feedthrough = None if rule in ONE_INPUT_RULES else feedthrough
-    return System(a, gain, feedthrough, B_nd, 2 * C_dn, D_d, None if C_reverse_dn is None else 2 * C_reverse_dn)
+    return a, gain, None if rule in ONE_INPUT_RULES else feedthrough
 
 
 def recurrent(
