@@ -24,7 +24,6 @@ SHARED_BYTES = 220 * 1024  # of a multiprocessor, for all tiles in flight
 MULTIPROCESSORS = 132
 BUSY = 100  # warpgroups that are worth no cut, which reads everything twice
 SHORTEST_SEGMENT = 128  # tokens
-AHEAD = 8  # tokens that are loaded before the states of as many are stored: a load does not pass a store
 AXES = ("block", "segment", "batch")
 Planes = tuple[jax.Array, ...]
 
@@ -125,12 +124,14 @@ def _load(refs: tuple, index) -> Planes:
 
 
 def _ahead(rows: range, load: Callable) -> Iterator[tuple]:
-    """(t, what `load` loads for t) of every row: in groups, each loaded before the one in front of it is used up."""
-    groups = [rows[i : i + AHEAD] for i in range(0, len(rows), AHEAD)]
-    loaded = [load(t) for t in groups[0]]
-    for group, following in zip(groups, [*groups[1:], ()], strict=True):
-        now, loaded = loaded, [load(t) for t in following]
-        yield from zip(group, now, strict=True)
+    """(t, what `load` loads for t) of every row, the next one loaded before t's states are stored.
+
+    The compiler, which cannot know that they lie apart, moves no load before a store.
+    """
+    following = load(rows[0])
+    for t, t_next in zip(rows, [*rows[1:], None], strict=True):
+        now, following = following, None if t_next is None else load(t_next)
+        yield t, now
 
 
 def _store(refs: tuple, index, values: Planes) -> None:
