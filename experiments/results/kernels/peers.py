@@ -115,7 +115,8 @@ def mamba_ssm_cases(op: str | None) -> Iterator[Case]:
         inputs = (group, group, x, *gates, bias, bias, mix, mix, mix, angles, D, z)
         yield heads_shape(LAYER, f"R{RANK} {BF16} D z"), BF16, "TileLang", EVERYTHING, run, inputs
 
-    return chosen(op, "mamba_ssm", dict(selective_scan=selective, ssd=ssd, mamba3=mamba3, mamba3_mimo=mamba3_mimo))
+    groups = dict(selective_scan=selective, mamba3=mamba3, ssd=ssd, mamba3_mimo=mamba3_mimo)
+    return chosen(op, "mamba_ssm", groups)
 
 
 def jla_cases(op: str | None) -> Iterator[Case]:
