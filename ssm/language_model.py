@@ -11,6 +11,7 @@ import numpy as np
 from flax.core import FrozenDict
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas.dispatch import at_least_float32
 from ssm.blocks import ResidualBlock, RMSNorm
 from ssm.mixers import mixer
 from ssm.models import DTYPES, checked_layers
@@ -159,6 +160,7 @@ class LanguageModel(nn.Module):
         """What the head reads, (b, l, d) or, for one token a row, (b, d); and the state. Raises as `__call__` does."""
         self._check(tokens, state)
         x = self.embedding(tokens)
+        x = x.astype(at_least_float32(x.dtype))
         run = self._scanned if self.scan_layers else self._unrolled
         x, state = run(x, state, segment_ids, train)
         return self.norm(x).astype(DTYPES[self.dtype]), state
@@ -214,3 +216,10 @@ def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
         f"block_{j}": jax.tree.map(lambda p: p[j // period], params["blocks"][f"block_{j % period}"])  # noqa: B023
         for j in range(depth)
     }
+
+
+def unrolled(model: LanguageModel, variables: Mapping[str, Any]) -> tuple[LanguageModel, Mapping[str, Any]]:
+    """The same model without `scan_layers`, and its variables: a step then moves no layer's state or weights apart."""
+    if not model.scan_layers:
+        return model, variables
+    return model.clone(scan_layers=False), dict(variables) | {"params": unstack_blocks(variables["params"])}
