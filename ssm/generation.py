@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ssm.language_model import LanguageModel, check_tokens, unrolled
+from ssm.language_model import LanguageModel, check_tokens, for_steps
 
 TOGETHER = 64  # tokens written by one program, unless they are streamed
 DRAW = ("temperature", "top_k", "top_p", "stop")
@@ -151,7 +151,7 @@ def generate(
     """
     draw = dict(temperature=temperature, top_k=top_k, top_p=top_p, stop=tuple(stop))
     logits, state = _start(model, variables, prompts, max_tokens, draw, key, state, piece)
-    model, variables = unrolled(model, variables)
+    model, variables = for_steps(model, variables)
     kept = jax.tree.map(jnp.copy, state) if stop else None
     written = Written(jnp.int32(0), *_nothing(logits), jnp.zeros(len(logits), jnp.int32), logits, state, kept)
     tokens = []
@@ -182,7 +182,7 @@ def stream(
     """`generate`, one token of each row at a time, as soon as it is drawn."""
     draw = dict(temperature=temperature, top_k=top_k, top_p=top_p, stop=tuple(stop))
     logits, state = _start(model, variables, prompts, max_tokens, draw, key, state, piece)
-    return _one_by_one(*unrolled(model, variables), logits, state, max_tokens, draw, key)
+    return _one_by_one(*for_steps(model, variables), logits, state, max_tokens, draw, key)
 
 
 def _start(model, variables, prompts, max_tokens, draw, key, state, piece):

@@ -16,6 +16,8 @@ from ssm.blocks import ResidualBlock, RMSNorm
 from ssm.mixers import mixer
 from ssm.models import DTYPES, checked_layers
 
+ROUNDED = ("in_proj", "x_proj", "out_proj", "gate", "up", "down", "head")  # the layers that multiply activations
+
 
 def check_tokens(name: str, tokens: np.ndarray, vocabulary: int) -> None:
     """Raises ValueError naming a token that is not one of 0 to vocabulary - 1."""
@@ -218,8 +220,22 @@ def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def unrolled(model: LanguageModel, variables: Mapping[str, Any]) -> tuple[LanguageModel, Mapping[str, Any]]:
-    """The same model without `scan_layers`, and its variables: a step then moves no layer's state or weights apart."""
-    if not model.scan_layers:
-        return model, variables
-    return model.clone(scan_layers=False), dict(variables) | {"params": unstack_blocks(variables["params"])}
+def for_steps(model: LanguageModel, variables: Mapping[str, Any]) -> tuple[LanguageModel, dict[str, Any]]:
+    """The same model for one token after another, with the same numbers, and its variables.
+
+    Without `scan_layers`, which moves every layer's state and weights to a place of its own at every token; and the
+    weights of products in the activations' dtype, to which they are rounded at every token else. The embedding, which
+    is read in its own precision, then has a rounded copy for a head.
+    """
+    dtype, params = DTYPES[model.dtype], dict(variables["params"])
+    params = unstack_blocks(params) if model.scan_layers else params
+    tied = model.tie_embeddings and params["embedding"]["embedding"].dtype == dtype
+    if model.tie_embeddings and not tied:
+        params["head"] = {"kernel": params["embedding"]["embedding"].T}
+
+    def rounded(path, leaf):
+        *_, module, name = ("", *(key.key for key in path))
+        return leaf.astype(dtype) if name == "kernel" and module in ROUNDED else leaf
+
+    params = jax.tree_util.tree_map_with_path(rounded, params)
+    return model.clone(scan_layers=False, tie_embeddings=tied), dict(variables) | {"params": params}
