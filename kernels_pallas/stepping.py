@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.experimental import pallas as pl
 
 from kernels_pallas.partition import over_batch
 
@@ -22,18 +21,6 @@ def run(kernel: Callable, plain: Callable, axes: Mapping[str, str], results: str
     call = jax.custom_vjp(over_batch(local, ", ".join(operands), results))
     call.defvjp(lambda *values: (call(*values), values), lambda values, bars: jax.vjp(named(plain), *values)[1](bars))
     return call(*(arrays[name] for name in present))
-
-
-def in_place(kernel: Callable, arrays: tuple, h: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(y, the new state) of kernel(*arrays, the state as a reference) -> y, which writes the new one over the old."""
-    y = jax.eval_shape(lambda *arrays: kernel(*arrays, jax.new_ref(h)), *arrays)
-
-    @pl.run_state
-    def run(refs):
-        y_ref, h_ref = refs
-        y_ref[...] = kernel(*arrays, h_ref)
-
-    return run((jax.lax.empty(y.shape, y.dtype), h))
 
 
 def _merged(kernel: Callable, plain: Callable, axes: list[list[str]]) -> Callable:

@@ -1,30 +1,21 @@
-"""One token of state space duality against a loop in float64; each kernel where its compiler or a simulator is."""
+"""One token of state space duality against a loop in float64; each kernel in a simulator and through its compiler."""
 
-import contextlib
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.ssd import ssd, ssd_step
 from tests.hopper import run, spills
 from tests.oracles import assert_close
+from tests.steps import HOPPER, outputs_and_gradients, simulator
 
 if jax.__version_info__ >= (0, 11, 2):
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
     from kernels_pallas.ssd import step_gpu
 
 needs_kernels = pytest.mark.skipif(jax.__version_info__ < (0, 11, 2), reason="the kernels need jax 0.11.2")
-
-
-def simulator(implementation):
-    if implementation == "gpu":
-        return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())
-    return pltpu.force_tpu_interpret_mode() if implementation == "tpu" else contextlib.nullcontext()
 
 
 def problem(rng, batch, written, read, heads, p, groups, n, also=""):
@@ -62,13 +53,8 @@ def as_arrays(p, dtype, narrow=None):
     return {k: jnp.asarray(v, narrow if narrow and k in ("x", "B", "C", "z") else dtype) for k, v in p.items()}
 
 
-def outputs_and_gradients(p, bars, implementation):
-    @jax.jit
-    def both(p, bars):
-        outputs, pull = jax.vjp(lambda p: ssd_step(**p, implementation=implementation), p)
-        return outputs, pull(jax.tree.map(lambda bar, y: bar.astype(y.dtype), bars, outputs))[0]
-
-    return both(p, bars)
+def by(implementation):
+    return partial(ssd_step, implementation=implementation)
 
 
 PLAIN = {  # batch, lanes written and read, heads, channels, groups, states; what else is given
@@ -85,9 +71,9 @@ def test_values_and_gradients(case, rng, x64):
     p = problem(rng, *PLAIN[case])
     expected = loop(**p)
     bars = tuple(rng.normal(size=v.shape) for v in expected)
-    definition, gradients = outputs_and_gradients(as_arrays(p, jnp.float64), bars, "reference")
+    definition, gradients = outputs_and_gradients(by("reference"), as_arrays(p, jnp.float64), bars)
     for dtype in (jnp.float64, jnp.float32):
-        outputs, found = outputs_and_gradients(as_arrays(p, dtype), bars, "xla")
+        outputs, found = outputs_and_gradients(by("xla"), as_arrays(p, dtype), bars)
         for out, same, ref in zip(outputs, definition, expected, strict=True):
             assert out.dtype == dtype
             assert_close(same, ref)
@@ -122,14 +108,14 @@ def test_gradients_and_vmap_of_a_kernel(rng, simulated):
     """Mapped are rows of the batch, and the parameter D, of which a kernel has one."""
     p = as_arrays(problem(rng, 2, None, None, 2, 32, 1, 32, "dzD"), jnp.float32)
     bars = rng.normal(size=p["x"].shape), rng.normal(size=p["state_bhpn"].shape)
-    step = partial(ssd_step, implementation="gpu")
+    step = by("gpu")
     rows = {k: v if k == "D_h" else v[:, None] for k, v in p.items()}
     every_D = {k: jnp.stack([v, 2 * v]) if k == "D_h" else v for k, v in p.items()}
     with simulator("gpu"):
-        values, found = outputs_and_gradients(p, bars, "gpu")
+        values, found = outputs_and_gradients(by("gpu"), p, bars)
         by_row = jax.vmap(lambda p: step(**p), in_axes=({k: None if k == "D_h" else 0 for k in p},))(rows)
         by_D = jax.vmap(lambda p: step(**p), in_axes=({k: 0 if k == "D_h" else None for k in p},))(every_D)
-    (plain, expected), (twice, _) = (outputs_and_gradients(q, bars, "xla") for q in (p, p | dict(D_h=2 * p["D_h"])))
+    (plain, expected), (twice, _) = (outputs_and_gradients(by("xla"), q, bars) for q in (p, p | dict(D_h=2 * p["D_h"])))
     for name, value in expected.items():
         assert_close(found[name], value, label=f"gradient of {name}")
     for value, row, of_D, ref, doubled in zip(values, by_row, by_D, plain, twice, strict=True):
@@ -176,53 +162,38 @@ def test_what_a_gpu_kernel_does_not_take(rng):
     for change, message in [
         (dict(C=jnp.zeros(1, jnp.float16)), "C is float16; it takes float32 and bfloat16"),
         (dict(h=jnp.zeros((1, 2, 64, 24))), "there are 24 states, no multiple of 16"),
-        (dict(h=jnp.zeros((1, 2, 16, 48))), "a head has 16 channels, no multiple of 32"),
-        (dict(h=jnp.zeros((1, 2, 24, 64))), "a head has 24 channels, no multiple of 16"),
+        (dict(h=jnp.zeros((1, 2, 16, 48))), "there are 16 channels, no multiple of 32"),
+        (dict(h=jnp.zeros((1, 2, 24, 64))), "there are 24 channels, no multiple of 16"),
     ]:
         assert step_gpu.refusal(**given | change) == message
 
 
-HOPPER = """
-from kernels_pallas import dispatch
+COMPILE = """
 from kernels_pallas.ssd import ssd_step
 
-dispatch.backend_refusal = lambda implementation: ""
-
-def like(*shape, of="float32", split=DEVICES > 1):
-    return jax.ShapeDtypeStruct(shape, of, sharding=NamedSharding(mesh, PartitionSpec(*["x"] * split)))
-
-def arrays(batch, heads, p, n, groups, written, read, dtype, gated):
+def check(batch, heads, p, n, groups, written, read, dtype, gated):
     given = dict(x=like(batch, written, heads, p, of=dtype), log_decay_bh=like(batch, heads))
     given |= dict(B=like(batch, written, groups, n, of=dtype), C=like(batch, read, groups, n, of=dtype))
     more = dict(dt_bh=like(batch, heads), D_h=like(heads, split=False), z=like(batch, read, heads, p, of=dtype))
-    return like(batch, heads, p, n), given | (more if gated else {})
-
-def in_place(*shape):
-    with jax.set_mesh(mesh):
-        step = jax.jit(lambda h, p: ssd_step(**p, state_bhpn=h, implementation="gpu"), donate_argnums=0)
-        compiled = step.trace(*arrays(*shape)).lower(lowering_platforms=("cuda",)).compile()
-    print("compiled")
-    return compiled.as_text()
+    step = lambda h, p: ssd_step(**p, state_bhpn=h, implementation="gpu")
+    in_place(step, like(batch, heads, p, n), given | (more if gated else {}))
 """
 ONE = """
 for shape in [(128, 64, 64, 128, 1, 1, 1, "bfloat16", True), (128, 64, 64, 128, 64, 2, 1, "float32", False),
               (128, 64, 64, 128, 64, 8, 4, "float32", False), (1, 8, 128, 16, 1, 3, 3, "bfloat16", True)]:
-    hlo = in_place(*shape)
-    assert "output_to_operand_aliasing={{1}: (" in hlo
-    assert " copy(" not in hlo and " fusion(" not in hlo, "the state is read and written by the kernel alone"
+    check(*shape)
 """
 TWO = """
-hlo = in_place(4, 2, 64, 64, 1, 1, 1, "bfloat16", True)
-print("collectives", *[name for name in ("all-gather", "all-reduce", "all-to-all") if f" {name}" in hlo])
+check(4, 2, 64, 64, 1, 1, 1, "bfloat16", True)
 """
 
 
 @needs_kernels
 def test_it_compiles_for_hopper_in_place_and_without_a_spill():
-    assert spills(HOPPER + ONE) == (4, {"0"})
+    assert spills(HOPPER + COMPILE + ONE) == (4, {"0"})
 
 
 @needs_kernels
 def test_two_gpus_take_their_own_rows():
-    out, _ = run(HOPPER + TWO, devices=2)
+    out, _ = run(HOPPER + COMPILE + TWO, devices=2)
     assert "collectives\n" in out
