@@ -11,7 +11,9 @@ import numpy as np
 from flax.core import FrozenDict
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas.dispatch import at_least_float32
 from ssm.blocks import ResidualBlock, RMSNorm
+from ssm.cross_entropy import cross_entropy
 from ssm.mixers import mixer
 from ssm.models import DTYPES, checked_layers
 
@@ -141,6 +143,21 @@ class LanguageModel(nn.Module):
         options = [(name, self.width, self.mixers.get(name, {})) for name in self.layers()]
         return tuple(mixer(*each, parent=None).initial_state(batch_size) for each in options)
 
+    def cross_entropy(
+        self,
+        tokens: Int[Array, "b l"],
+        targets: Int[Array, "b l"],
+        weights: Float[Array, "b l"] | None = None,
+        *,
+        segment_ids: Int[Array, "b l"] | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The sums of `ssm.cross_entropy`, of the logits at every token: what to train by. Raises as `__call__` does."""
+        x, _ = self.hidden(tokens, segment_ids=segment_ids, train=train)
+        if self.tie_embeddings:
+            return cross_entropy(x, self.embedding.embedding, targets, weights)
+        return cross_entropy(x, self.head.variables["params"]["kernel"].T, targets, weights)
+
     def logits(self, x: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """What the head says of `hidden`."""
         if not self.tie_embeddings:
@@ -159,6 +176,7 @@ class LanguageModel(nn.Module):
         """What the head reads, (b, l, d) or, for one token a row, (b, d); and the state. Raises as `__call__` does."""
         self._check(tokens, state)
         x = self.embedding(tokens)
+        x = x.astype(at_least_float32(x.dtype))
         run = self._scanned if self.scan_layers else self._unrolled
         x, state = run(x, state, segment_ids, train)
         return self.norm(x).astype(DTYPES[self.dtype]), state
