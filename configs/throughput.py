@@ -42,7 +42,7 @@ def get_config(preset: str = "") -> ConfigDict:
 
 def _pathx() -> ConfigDict:
     config = smnist.get_config("s4d,paper")
-    config.task = {"name": "noise", "length": 16384, "examples": 64}
+    config.task = {"name": "noise", "length": 16384, "examples": 64, "vocabulary": 0}
     config.model.update({"width": 256, "depth": 6, "bidirectional": True, "dtype": "bfloat16", "dropout": 0.0})
     config.batch_size = config.eval_batch_size = 32
     config.baseline = "fft"

@@ -46,8 +46,8 @@ def training(model: LanguageModel, rows: Sequence[Row], length: int) -> float | 
         return None
     matrices = sum(row.count for row in rows if row.path.endswith("/kernel"))
     head = model.vocabulary * model.width if model.tie_embeddings else 0
-    mixing = {name: _mixing(mixer(name, model.width, model.mixers.get(name, {}), parent=None), length) for name in names}
-    return 3 * (2 * (matrices + head) + sum(mixing[name] for name in names))
+    modules = (mixer(name, model.width, model.mixers.get(name, {}), parent=None) for name in names)
+    return 3 * (2 * (matrices + head) + sum(_mixing(module, length) for module in modules))
 
 
 def _mixing(module, length: int) -> float:

@@ -7,7 +7,6 @@ there is also the share of the device's published rate that its matrix products 
 """
 
 import argparse
-import datetime
 import sys
 import time
 from collections.abc import Sequence
@@ -65,8 +64,7 @@ def main(argv: Sequence[str]) -> int:
     baseline = config.get("baseline")
     if baseline not in config.get("variants", {}):
         raise ValueError("the config's baseline must be one of its variants, which name what is timed")
-    about = records.environment(" ".join(["python -m experiments.throughput", *argv[1:]]), config.devices)
-    about |= {"device": about.pop("hardware"), "date": datetime.date.today().isoformat()}
+    about = records.measured("experiments.throughput", argv, config.devices)
     print(f"{about['device']}, jax {jax.__version__}")
     model = config.model
     shape = f"{config.preset}: {model.depth} x {model.pattern} of width {model.width}, {model.dtype}"

@@ -4,8 +4,6 @@ The logits of 32,768 tokens over 50,288 others are 6.6 GB in float32. Where the 
 it at once: its weight in the sum is known beforehand, so that nothing is kept, and nothing computed twice.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
