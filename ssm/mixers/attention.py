@@ -118,13 +118,15 @@ def step(
         for x_bgkp, x_bgp in ((state.keys_bgkp, k_bgp), (state.values_bgkp, v_bgp))
     )
     seen_bk = jnp.mod(slot_b[:, None] - slots[None], window) <= state.kept_b.astype(int)[:, None]
+    behind_bk = slots[None] <= slot_b[:, None]
+    seen_blk = jnp.stack([seen_bk & behind_bk, seen_bk & ~behind_bk] if len(laps) == 2 else [seen_bk], 1)
 
     wide, laps_blgip = at_least_float32(q_bhp.dtype), jnp.stack(laps, 1).reshape(batch, len(laps), groups, -1, size)
     scores = jnp.einsum("blgip,bgkp->blgik", laps_blgip, keys.astype(q_bhp.dtype), preferred_element_type=wide)
-    behind_bk = slots[None] <= slot_b[:, None]
-    scores = jnp.where(behind_bk[:, None, None], scores[:, 0], scores[:, -1]) / size**0.5
-    weights = jax.nn.softmax(jnp.where(seen_bk[:, None, None], scores, -jnp.inf)).astype(q_bhp.dtype)
-    y = jnp.einsum("bgik,bgkp->bgip", weights, values.astype(q_bhp.dtype)).reshape(q_bhp.shape)
+    scores = jnp.where(seen_blk[:, :, None, None], scores / size**0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores, (1, 4)).astype(q_bhp.dtype)
+    y = jnp.einsum("blgik,bgkp->blgip", weights, values.astype(q_bhp.dtype), preferred_element_type=wide)
+    y = jnp.sum(y, 1).reshape(q_bhp.shape).astype(q_bhp.dtype)
     after = jnp.mod(slot_b + 1, window), jnp.minimum(state.kept_b + 1, window)
     return y, State(keys, values, *(x.astype(jnp.float32) for x in after))
 
