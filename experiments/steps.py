@@ -59,9 +59,18 @@ def model_inputs(task: Task, batch: Batch) -> dict[str, Any]:
     return {"inputs": batch["inputs"], "lengths": batch.get("lengths")}
 
 
-def logits_of(task: Task, out: Any) -> jax.Array:
-    """The logits of what the task's kind of model returns: a language model returns its state too."""
-    return out[0] if task.kind == "language_model" else out
+def forward(model: nn.Module, task: Task, variables: Tree, batch: Batch, **options: Any) -> tuple[Sums, Tree]:
+    """The sums of a batch, and the batch statistics after it; options: of the model, and of its `apply`."""
+    inputs, weights = model_inputs(task, batch), batch.get("weights")
+    if task.kind == "language_model":
+        inputs |= {"targets": batch["targets"], "weights": weights, "method": "cross_entropy"}
+    out, updated = model.apply(variables, **inputs, **options)
+    if task.kind == "language_model":
+        weight = batch["targets"].size if weights is None else jnp.sum(weights)
+        sums = Sums(*out, jnp.asarray(weight, jnp.float32))
+    else:
+        sums = metrics.sums(out, batch["targets"], weights)
+    return sums, updated.get("batch_stats", {})
 
 
 def new_state(optimizer: optax.GradientTransformation, params: Tree, batch_stats: Tree) -> TrainState:
@@ -80,12 +89,9 @@ def train_step(
 
     def loss(params, batch_stats, batch, key):
         variables = {"params": params, "batch_stats": batch_stats}
-        out, updated = model.apply(
-            variables, **model_inputs(task, batch), train=True, rngs={"dropout": key}, mutable=["batch_stats"]
-        )
-        logits = logits_of(task, out)
-        sums = metrics.sums(logits, batch["targets"], batch.get("weights"))
-        return sums.loss / jnp.maximum(sums.weight, 1e-9), (sums, updated.get("batch_stats", {}))
+        options = dict(train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+        sums, batch_stats = forward(model, task, variables, batch, **options)
+        return sums.loss / jnp.maximum(sums.weight, 1e-9), (sums, batch_stats)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Summary]:
         data_key, dropout_key = jax.random.split(jax.random.fold_in(root, state.step))
@@ -109,8 +115,7 @@ def eval_step(model: nn.Module, task: Task) -> Callable[[Tree, Tree, Batch, jax.
     def step(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> Sums:
         batch = task.preprocess(batch, key, False)
         variables = {"params": params, "batch_stats": batch_stats}
-        logits = logits_of(task, model.apply(variables, **model_inputs(task, batch), train=False))
-        return metrics.sums(logits, batch["targets"], batch.get("weights"))
+        return forward(model, task, variables, batch, train=False, mutable=[])[0]
 
     return step
 

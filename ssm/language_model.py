@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas.dispatch import at_least_float32
 from ssm.blocks import ResidualBlock, RMSNorm
+from ssm.cross_entropy import cross_entropy
 from ssm.mixers import mixer
 from ssm.models import DTYPES, checked_layers
 
@@ -143,6 +144,21 @@ class LanguageModel(nn.Module):
         """One mixer state a layer, batch first."""
         options = [(name, self.width, self.mixers.get(name, {})) for name in self.layers()]
         return tuple(mixer(*each, parent=None).initial_state(batch_size) for each in options)
+
+    def cross_entropy(
+        self,
+        tokens: Int[Array, "b l"],
+        targets: Int[Array, "b l"],
+        weights: Float[Array, "b l"] | None = None,
+        *,
+        segment_ids: Int[Array, "b l"] | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The sums of `ssm.cross_entropy`, of every token's logits: what to train by. Raises as `__call__` does."""
+        x, _ = self.hidden(tokens, segment_ids=segment_ids, train=train)
+        if self.tie_embeddings:
+            return cross_entropy(x, self.embedding.embedding, targets, weights)
+        return cross_entropy(x, self.head.variables["params"]["kernel"].T, targets, weights)
 
     def logits(self, x: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """What the head says of `hidden`."""
