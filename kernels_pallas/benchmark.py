@@ -6,7 +6,8 @@ The shapes are this backend's, or "layer": one of a layer's size, the same on ev
 Each time is the median of repeated calls, each ratio is to the baseline measured in the same run:
 `jax.lax.associative_scan` (the scan's "xla"), and convolution by FFT with the kernel given. The share is of the
 bandwidth that a copy reaches in the same run, for the bytes that no implementation can avoid: every input read
-once and every output written once, and in the backward pass the cotangents, the states and the gradients too.
+once and every output written once, and in the backward pass the cotangents, the states and the gradients too. A step of one
+token has no backward pass here; each call goes on from the state that the one before left, and is given it.
 """
 
 import argparse
@@ -26,13 +27,19 @@ SHAPES = {"cpu": lambda specs: specs.CPU, "gpu": lambda specs: specs.GPU, "layer
 COPIED = {"cpu": 2**26, "gpu": 2**30, "tpu": 2**28}  # bytes
 
 
-def milliseconds(function: Callable, *arguments) -> float:
-    """The median time of one call, of several that are queued together where one alone takes no time."""
+def milliseconds(function: Callable, *arguments, step: bool = False) -> float:
+    """The median time of one call, of several that are queued together where one alone takes no time.
+
+    step: the first argument is given away, and the first output takes its place.
+    """
+    arguments = [jnp.copy(v) if step and i == 0 else v for i, v in enumerate(arguments)]
 
     def seconds(calls: int) -> float:
         start = time.perf_counter()
         for _ in range(calls):
             out = function(*arguments)
+            if step:
+                arguments[0] = out[0]
         jax.block_until_ready(out)
         return (time.perf_counter() - start) / calls
 
@@ -64,8 +71,11 @@ def measure(case: Case, bandwidth: float) -> Iterator[dict]:
         "forward": (lambda run: run, case.inputs, case.forward_bytes),
         "forward+backward": (both, (cotangent, *case.inputs), case.forward_bytes + case.backward_bytes),
     }
-    for name, (what, inputs, needed) in passes.items():
-        times = {key: milliseconds(jax.jit(what(case.function(key))), *inputs) for key in case.implementations}
+    for name, (what, inputs, needed) in list(passes.items())[: 1 if case.step else 2]:
+        compiled = {
+            key: jax.jit(what(case.function(key)), donate_argnums=(0,) * case.step) for key in case.implementations
+        }
+        times = {key: milliseconds(run, *inputs, step=case.step) for key, run in compiled.items()}
         for key, ms in times.items():
             yield dict(
                 op=case.name, shape=case.shape, dtype=case.dtype, implementation=key, milliseconds=round(ms, 3),
@@ -90,7 +100,7 @@ def main() -> None:
             for record in measure(case, bandwidth):
                 ratio = record["baseline_milliseconds"] / record["milliseconds"]
                 print(
-                    f"{op:17} {record['shape']:50} {record['pass']:17} {record['implementation']:10}"
+                    f"{op:20} {record['shape']:50} {record['pass']:17} {record['implementation']:10}"
                     f"{record['milliseconds']:9.3f} ms {ratio:6.2f} x {record['baseline']:5}"
                     f"{100 * record['share_of_copy_bandwidth']:5.0f} % of a copy's bandwidth",
                     flush=True,
