@@ -6,8 +6,9 @@ The shapes are this backend's, or "layer": one of a layer's size, the same on ev
 Each time is the median of repeated calls, each ratio is to the baseline measured in the same run:
 `jax.lax.associative_scan` (the scan's "xla"), and convolution by FFT with the kernel given. The share is of the
 bandwidth that a copy reaches in the same run, for the bytes that no implementation can avoid: every input read
-once and every output written once, and in the backward pass the cotangents, the states and the gradients too. A step of one
-token has no backward pass here; each call goes on from the state that the one before left, and is given it.
+once and every output written once, and in the backward pass the cotangents, the states and the gradients too. A step
+of one token has no backward pass here; it is timed in a loop on the device, each going on from the state that the one
+before left.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from kernels_pallas.cases import OPERATIONS, Case, normal
 from kernels_pallas.records import about, append
 
 REPEATS = 7
+STEPS = 16  # in one program
 SHAPES = {"cpu": lambda specs: specs.CPU, "gpu": lambda specs: specs.GPU, "layer": lambda specs: specs.GPU[:1]}
 COPIED = {"cpu": 2**26, "gpu": 2**30, "tpu": 2**28}  # bytes
 
@@ -55,31 +57,44 @@ def copy_bandwidth() -> float:
     return 2 * x.nbytes / (1e-3 * milliseconds(jax.jit(lambda x: x + 1), x))
 
 
+def both(run: Callable) -> Callable:
+    """Outputs and gradients, of the cotangents and the inputs."""
+
+    def outputs_and_gradients(cotangent, *inputs):
+        y, pull_back = jax.vjp(run, *inputs)
+        return y, pull_back(cotangent)
+
+    return outputs_and_gradients
+
+
+def steps(run: Callable) -> Callable:
+    """STEPS of them, one after another."""
+
+    def loop(state, *inputs):
+        start = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), jax.eval_shape(run, state, *inputs))
+        return jax.lax.fori_loop(0, STEPS, lambda _, carry: run(carry[0], *inputs), (state, *start[1:]))
+
+    return loop
+
+
 def measure(case: Case, bandwidth: float) -> Iterator[dict]:
     """One record for every implementation and pass of a case."""
     y = jax.eval_shape(case.function(case.baseline), *case.inputs)
     cotangent = jax.tree.map(lambda y: normal(5, *y.shape).astype(y.dtype), y)
-
-    def both(run):
-        def outputs_and_gradients(cotangent, *inputs):
-            y, pull_back = jax.vjp(run, *inputs)
-            return y, pull_back(cotangent)
-
-        return outputs_and_gradients
-
     passes = {
-        "forward": (lambda run: run, case.inputs, case.forward_bytes),
+        "forward": (steps if case.step else lambda run: run, case.inputs, case.forward_bytes),
         "forward+backward": (both, (cotangent, *case.inputs), case.forward_bytes + case.backward_bytes),
     }
-    for name, (what, inputs, needed) in list(passes.items())[: 1 if case.step else 2]:
-        compiled = {
-            key: jax.jit(what(case.function(key)), donate_argnums=(0,) * case.step) for key in case.implementations
-        }
-        times = {key: milliseconds(run, *inputs, step=case.step) for key, run in compiled.items()}
+    if case.step:
+        del passes["forward+backward"]
+    for name, (what, inputs, needed) in passes.items():
+        run = {k: jax.jit(what(case.function(k)), donate_argnums=(0,) * case.step) for k in case.implementations}
+        calls = STEPS if case.step else 1
+        times = {key: milliseconds(run[key], *inputs, step=case.step) / calls for key in run}
         for key, ms in times.items():
             yield dict(
-                op=case.name, shape=case.shape, dtype=case.dtype, implementation=key, milliseconds=round(ms, 3),
-                baseline=case.baseline, baseline_milliseconds=round(times[case.baseline], 3),
+                op=case.name, shape=case.shape, dtype=case.dtype, implementation=key, milliseconds=round(ms, 4),
+                baseline=case.baseline, baseline_milliseconds=round(times[case.baseline], 4),
                 share_of_copy_bandwidth=round(needed / (1e-3 * ms) / bandwidth, 3), **{"pass": name},
             )  # fmt: skip
 
