@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.dispatch import at_least_float32
+from kernels_pallas.rotation import rotate
 from ssm.initializers import uniform_fan_in
 from ssm.naming import check_state
 from ssm.recurrence import segment_starts
-from ssm.rotation import rotate
 
 
 class State(NamedTuple):
