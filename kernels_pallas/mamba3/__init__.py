@@ -9,6 +9,7 @@ $y_{t,r} = (h_t q_{t,r} + D v_{t,r}) \mathrm{silu}(z_{t,r})$; of r lanes that sh
 import importlib
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kernels_pallas.dispatch import at_least_float32, choose, varying_like
@@ -61,6 +62,9 @@ def mamba3(
     precise = at_least_float32(v.dtype)
     exact = lambda tree: jax.tree.map(lambda x: x.astype(precise), tree)  # noqa: E731
     state = exact(tokens.zero_state() if initial_state is None else initial_state)
+    if reset is not None:
+        begun = lambda x: jnp.where(reset[(slice(None), 0) + (None,) * (x.ndim - 1)], 0, x)  # noqa: E731
+        state = jax.tree.map(begun, state)
     chosen = choose(implementation, IMPLEMENTATIONS, lambda name: _module(name).refusal(tokens, z), "xla")
     if chosen == "gpu":
         y, last = _module("gpu").run(tokens, state, D_h, lanes(z), reset, layout)
