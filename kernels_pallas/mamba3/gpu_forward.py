@@ -88,10 +88,11 @@ def forward(x, gates, B, C, theta, starts, B_bias, C_bias, h, D, z=None, *, rank
 
 
 def _scratch(p: int, n: int, planes: int, together: int, gated: bool) -> dict:
-    apart = {"weighted": matrix(Q, p, together)} if n < 2 * Q else {}
+    apart = {} if (n, p) == (2 * Q, Q) else {"weighted": matrix(Q, p, together)}
     return apart | {
         **{name: matrix(Q, n, 1) for name in ("B", "C")},
-        **{name: matrix(Q, n, together) for name in ("k", "q")},
+        "k": matrix(Q, n, together),
+        "q": [matrix(Q, Q, together) for _ in range(n // Q)],
         **{name: matrix(Q, p, STAGES, together) for name in ("x", "z")[: 1 + gated]},
         "theta": keys.angles(planes, 1),
         "gates": tile.vectors(STAGES, together, GATES),
@@ -102,29 +103,30 @@ def _scratch(p: int, n: int, planes: int, together: int, gated: bool) -> dict:
 
 def _scratch_of(s, thread) -> tuple:
     """Where scores and what is weighted go: to where q was, if there is room for both."""
-    q, p = s["q"].at[thread], s["x"].shape[-1]
-    return q.at[:, pl.ds(0, Q)], s["weighted"].at[thread] if "weighted" in s else q.at[:, pl.ds(Q, p)]
+    return s["q"][0].at[thread], (s["weighted"] if "weighted" in s else s["q"][1]).at[thread]
 
 
 def make(s, thread, gates, start_ref, bias_refs: list) -> None:
-    """k and q of a chunk, from B and C."""
-    k, planes = s["k"].at[thread], s["theta"].shape[-1]
+    """k and q of a chunk, from B and C; q in pieces of Q states."""
+    k, q = s["k"].at[thread], [piece.at[thread] for piece in s["q"]]
     for i, lo, hi in keys.blocks(k.shape[1]):
-        turned = None
-        if i < planes // BLOCK:
-            at = pl.ds(i * BLOCK, BLOCK)
-            theta = tile.load(s["theta"].at[0, :, at])
+        turned, at = None, pl.ds(i * BLOCK, BLOCK)
+        targets = (k.at[:, lo], k.at[:, hi])
+        if i < s["theta"].shape[-1] // BLOCK:
             start = tile.load(start_ref.at[at], COLUMNS, shared=False)
-            turned = keys.turn(theta, start, gates.at[RATE], s["ones"], (k.at[:, lo], k.at[:, hi]))
-        for name, target, bias_ref in zip("BC", "kq", bias_refs, strict=True):
-            keys.key(s[name].at[0], bias_ref, s[target].at[thread], lo, hi, turned)
+            turned = keys.turn(tile.load(s["theta"].at[0, :, at]), start, gates.at[RATE], s["ones"], targets)
+        keys.key(s["B"].at[0], bias_refs[0], (lo, hi), targets, turned)
+        targets = (q[0].at[:, at], q[1].at[:, at]) if len(q) == 2 else (q[0].at[:, lo], q[0].at[:, hi])
+        keys.key(s["C"].at[0], bias_refs[1], (lo, hi), targets, turned)
 
 
 def _chunk(s, thread, slot, rank: int, h) -> tuple:
     """What the tokens of a chunk read, and the state after it, from the one before, which s has too."""
-    k, q, x_tile, gates = s["k"].at[thread], s["q"].at[thread], s["x"].at[slot, thread], s["gates"].at[slot, thread]
+    k, x_tile, gates = s["k"].at[thread], s["x"].at[slot, thread], s["gates"].at[slot, thread]
     within, weighted = _scratch_of(s, thread)
-    scores, y = tile.products((q, k.T), (q, s["state"].at[thread]))
+    pieces = [(piece.at[thread], pl.ds(i * Q, Q)) for i, piece in enumerate(s["q"])]
+    chains = [(q, k.at[:, at].T) for q, at in pieces], [(q, s["state"].at[thread, at]) for q, at in pieces]
+    scores, y = keys.chains(*chains)
     within[...] = (scores * keys.weight(gates, rank)).astype(jnp.bfloat16)
     sums = gates.at[SUMS]
     leaves = tile.over_columns(tile.to_end(sums) * tile.load(gates.at[STRICT], ROWS), x_tile.shape[1])

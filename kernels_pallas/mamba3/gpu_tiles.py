@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels_pallas.long_convolution.gpu_tiles import meet
+from kernels_pallas.long_convolution.gpu_tiles import meet, value
 from kernels_pallas.ssd import gpu_tiles as tile
 from kernels_pallas.ssd.gpu_tiles import COLUMNS, COMPUTING, FETCHING, ROWS, WGMMA, Q
 
@@ -59,14 +59,14 @@ def turn(theta, start, rate, ones, parts: tuple) -> tuple:
     return jnp.cos(total), jnp.sin(total)
 
 
-def key(raw, bias_ref, target, lo, hi, turned: tuple | None) -> None:
-    """One block of B or C with its bias, turned, into shared memory."""
-    a, b = (tile.load(raw.at[:, at]) + bias(bias_ref, at) for at in (lo, hi))
+def key(raw, bias_ref, places: tuple, targets: tuple, turned: tuple | None) -> None:
+    """One block of B or C with its bias, turned, from its two places to two of shared memory."""
+    a, b = (tile.load(raw.at[:, at]) + bias(bias_ref, at) for at in places)
     if turned is not None:
         cos, sin = turned
         a, b = a * cos - b * sin, a * sin + b * cos
-    target.at[:, lo][...] = a.astype(jnp.bfloat16)
-    target.at[:, hi][...] = b.astype(jnp.bfloat16)
+    for target, half in zip(targets, (a, b), strict=True):
+        target[...] = half.astype(jnp.bfloat16)
 
 
 def bias(ref, at):
@@ -74,6 +74,19 @@ def bias(ref, at):
     if ref.shape[0] == 1:
         return tile.over_rows(tile.load(ref.at[0, at], COLUMNS, shared=False), Q)
     return tile.load(ref.at[:, at], shared=False)
+
+
+def chains(*chains: list) -> tuple:
+    """The sum of left right over the pairs of every chain; of matrices in shared memory, in float32."""
+
+    def run(*totals):
+        for total, chain in zip(totals, chains, strict=True):
+            for pair in chain:
+                plgpu.wgmma(total, *pair)
+        return tuple(map(value, totals))
+
+    shapes = [(chain[0][0].shape[0], chain[0][1].shape[1]) for chain in chains]
+    return pl.run_scoped(run, *(plgpu.ACC(shape, jnp.float32) for shape in shapes))
 
 
 def weights(gates, rank: int, transposed: bool = False) -> tuple:

@@ -99,13 +99,13 @@ def walk(x, gates, B, theta, starts, bias, h, *, reverse: bool, keep: bool):
             gates = s["gates"].at[slot, thread]
             sums = gates.at[SUMS]
             for j, lo, hi in keys.blocks(n):
-                turned = None
+                turned, parts = None, (key.at[:, lo], key.at[:, hi])
                 if j < theta.shape[2] // BLOCK:
                     planes = pl.ds(j * BLOCK, BLOCK)
                     start = tile.load(starts_ref.at[b, at(i), head, planes], COLUMNS, shared=False)
-                    of_block, parts = tile.load(s["theta"].at[slot, :, planes]), (key.at[:, lo], key.at[:, hi])
+                    of_block = tile.load(s["theta"].at[slot, :, planes])
                     turned = keys.turn(of_block, start, gates.at[RATE], s["ones"], parts)
-                keys.key(s["B"].at[slot], bias_ref.at[head], key, lo, hi, turned)
+                keys.key(s["B"].at[slot], bias_ref.at[head], (lo, hi), parts, turned)
             weight = tile.to_here(sums) if reverse else tile.to_end(sums) * tile.load(gates.at[STRICT], ROWS)
             x = tile.load(s["x"].at[slot, thread]) * tile.over_columns(weight, p)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
