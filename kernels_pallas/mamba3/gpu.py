@@ -17,7 +17,7 @@ from kernels_pallas.mamba3.tokens import State, Tokens
 from kernels_pallas.rotation import rotate, units
 from kernels_pallas.ssd.gpu_tiles import Q
 
-CHANNELS, STATES = (32, 64, 128), 128
+CHANNELS, STATES, RANKS = (32, 64, 128), 128, (1, 2, 4, 8, 16)
 PER_TURN = 2.0**32  # units of `rotation`
 
 
@@ -31,8 +31,8 @@ def refusal(tokens: Tokens, z: jax.Array | None) -> str:
         return f"a head has {p} channels, not one of {', '.join(map(str, CHANNELS))}"
     if n > STATES:
         return f"there are {n} states, more than {STATES}"
-    if Q % rank:
-        return f"the rank is {rank}, which does not divide {Q}"
+    if rank not in RANKS:
+        return f"the rank is {rank}, not one of {', '.join(map(str, RANKS))}"
     if tokens.theta is not None and tokens.theta.shape[2] > 1:
         return "theta differs by head"
     return ""
@@ -119,7 +119,8 @@ def _apart(x, layout: str):
     n, half = x.shape[-1], _padded(x.shape[-1]) // 2
     still = ((0, 0),) * (x.ndim - 1)
     x = jnp.pad(x, (*still, (0, n % 2)))
-    halves = x.reshape(*x.shape[:-1], 2, -1) if layout == "halves" else jnp.swapaxes(x.reshape(*x.shape[:-1], -1, 2), -1, -2)
+    pairs = layout == "pairs"
+    halves = jnp.swapaxes(x.reshape(*x.shape[:-1], -1, 2), -1, -2) if pairs else x.reshape(*x.shape[:-1], 2, -1)
     return jnp.pad(halves, (*still, (0, 0), (0, half - halves.shape[-1]))).reshape(*x.shape[:-1], 2 * half)
 
 

@@ -19,8 +19,8 @@ STAGES = 2
 def forward(x, gates, B, C, theta, starts, B_bias, C_bias, h, D, z=None, *, rank: int):
     """(y, the last state) of x (b, l, h, p), B and C (b, l, g, n), states (b, h, n, p) and D (h, p).
 
-    gates: (b, h, c, 5, q), of every lane the log2 decay from the start of its chunk, by what later tokens and its own
-    read its input, how much of theta it turns, and how many resets there were. theta (b, l, s), starts (b, h, c, s):
+    gates: (b, h, c, 4, q), of every lane the log2 decay from the start of its chunk, by what later tokens and its own
+    read its input, and how much of theta it turns. theta (b, l, s), starts (b, h, c, s):
     turns, of a lane and before a chunk. Biases: (h, 1 or q, n).
     """
     (_, length, _, p), n = x.shape, B.shape[3]
@@ -108,6 +108,7 @@ def _scratch_of(s, thread) -> tuple:
 
 def make(s, thread, gates, start_ref, bias_refs: list) -> None:
     """k and q of a chunk, from B and C; q in pieces of Q states."""
+    thread = keys.anew(thread)
     k, q = s["k"].at[thread], [piece.at[thread] for piece in s["q"]]
     for i, lo, hi in keys.blocks(k.shape[1]):
         turned, at = None, pl.ds(i * BLOCK, BLOCK)
@@ -122,6 +123,7 @@ def make(s, thread, gates, start_ref, bias_refs: list) -> None:
 
 def _chunk(s, thread, slot, rank: int, h) -> tuple:
     """What the tokens of a chunk read, and the state after it, from the one before, which s has too."""
+    thread = keys.anew(thread)
     k, x_tile, gates = s["k"].at[thread], s["x"].at[slot, thread], s["gates"].at[slot, thread]
     within, weighted = _scratch_of(s, thread)
     pieces = [(piece.at[thread], pl.ds(i * Q, Q)) for i, piece in enumerate(s["q"])]

@@ -19,8 +19,8 @@ from kernels_pallas.ssd import gpu_tiles as tile
 from kernels_pallas.ssd.gpu_tiles import COLUMNS, COMPUTING, FETCHING, ROWS, WGMMA, Q
 
 BLOCK = 32  # planes
-SUMS, STRICT, OWN, RATE, DOCUMENT = range(5)  # the gates of a chunk
-GATES = 5
+SUMS, STRICT, OWN, RATE = range(4)  # the gates of a chunk
+GATES = 4
 matrix = partial(tile.matrix, BLOCK)
 
 
@@ -76,6 +76,11 @@ def bias(ref, at):
     return tile.load(ref.at[:, at], shared=False)
 
 
+def anew(index):
+    """The index, of which the compiler does not see that it is the same in every chunk: addresses take registers."""
+    return jax.lax.optimization_barrier(index)
+
+
 def chains(*chains: list) -> tuple:
     """The sum of left right over the pairs of every chain; of matrices in shared memory, in float32."""
 
@@ -106,7 +111,12 @@ def of_source(gate, transposed: bool = False):
 def weight(gates, rank: int):
     """By pairs of lanes, how much of a lane's input another reads."""
     left, same = weights(gates, rank)
-    return left * jnp.where(same, of_source(gates.at[OWN]), of_source(gates.at[STRICT]))
+    return left * jnp.where(same, own(gates), of_source(gates.at[STRICT]))
+
+
+def own(gates):
+    """What lanes read of their own token, which all of them share."""
+    return tile.over_columns(tile.load(gates.at[OWN], ROWS), Q)
 
 
 def launch(

@@ -30,6 +30,7 @@ class Chunks(NamedTuple):
     starts: jax.Array
     B_bias: jax.Array
     C_bias: jax.Array
+    seen: jax.Array | None  # resets from the start of its chunk up to every lane
 
     AXES = "b l h p, b h c i q, b l g n, b l g n, b l s, b c h s, h r n, h r n"  # of `arrays`
 
@@ -38,24 +39,26 @@ class Chunks(NamedTuple):
         """Arguments as in `gpu_core.fused`."""
         segments = Segments.of(x)
         cut, (a, later, own, rate) = segments.cut, gates
-        seen = jnp.zeros((*x.shape[:2], 1)) if resets is None else resets[..., None].astype(jnp.float32)
-        seen = jnp.cumsum(seen.reshape(len(x), -1, Q, 1), 2).reshape(*x.shape[:2], 1)
-        more = (jnp.broadcast_to(v, a.shape) for v in (own, rate, seen))
+        seen = None if resets is None else jnp.cumsum(resets.astype(jnp.int32).reshape(len(x), -1, Q), 2)
         of_chunks = lambda v: jnp.moveaxis(cut(v).reshape(len(x) * segments.count, -1, Q, v.shape[2]), 3, 1)  # noqa: E731
-        gates = jnp.concatenate([segments.gates(a, later), jnp.stack(list(map(of_chunks, more)), 3)], 3)
-        return cls(segments, gates, *map(cut, (*BC, theta * np.float32(0.5 / np.pi), starts)), *biases)
+        gates = jnp.concatenate([segments.gates(a, later), jnp.stack(list(map(of_chunks, (own, rate))), 3)], 3)
+        return cls(
+            segments,
+            gates,
+            *map(cut, (*BC, theta * np.float32(0.5 / np.pi), starts)),
+            *biases,
+            cut(None if seen is None else seen.reshape(x.shape[:2])),
+        )
 
     def arrays(self, x) -> tuple:
-        return self.segments.cut(x), *self[1:]
+        return self.segments.cut(x), *self[1:8]
 
     def walk(self, x, h, *, reverse: bool, keep: bool = True) -> tuple:
         """As `walk`, from x = dy where reverse."""
         key, bias = (self.C, self.C_bias) if reverse else (self.B, self.B_bias)
         run = lambda *arrays: walk(*arrays, reverse=reverse, keep=keep)  # noqa: E731
         axes, results = "b l h p, b h c i q, b l g n, b l s, b c h s, h r n, b h n p", "b h c n p, " * keep + "b h n p"
-        return over_batch(run, axes, results)(
-            self.segments.cut(x), self.gates, key, self.theta, self.starts, bias, h
-        )
+        return over_batch(run, axes, results)(self.segments.cut(x), self.gates, key, self.theta, self.starts, bias, h)
 
     def entering(self, x, h, *, reverse: bool):
         """The state that enters every segment, of h at the first walked."""

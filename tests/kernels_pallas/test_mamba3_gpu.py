@@ -6,16 +6,13 @@ import numpy as np
 import pytest
 
 import kernels_pallas.mamba3 as op
-from tests.hopper import spills
-from tests.oracles import relative
 
 if jax.__version_info__ < (0, 11, 2):
     pytest.skip("the kernel needs jax 0.11.2", allow_module_level=True)
 
 from jax.experimental.pallas import mosaic_gpu as plgpu  # noqa: E402
 
-from kernels_pallas.mamba3 import gpu  # noqa: E402
-from kernels_pallas.ssd import gpu_tiles, gpu_walk  # noqa: E402
+from kernels_pallas.ssd import gpu_tiles  # noqa: E402
 
 
 def simulate(monkeypatch):
