@@ -162,8 +162,8 @@ def gradients(
 
     def once(refs, s):
         b, _, chunk, rows, group = place(0)
-        yield refs[2].at[b, rows, group], s["B"]
-        yield refs[3].at[b, rows, group], s["C"]
+        yield refs[3].at[b, rows, group], s["raw"].at[0]
+        yield refs[2].at[b, rows, group], s["raw"].at[1]
         yield refs[12].at[b, chunk], s["since"]
         yield refs[13].at[b, chunk], s["lanes"]
         yield refs[14], s["ones"]
@@ -182,11 +182,13 @@ def gradients(
 
 
 def _scratch(p: int, n: int) -> dict:
-    return ({} if p == Q else {"out": matrix(Q, p)}) | {
-        **{name: matrix(Q, n) for name in ("B", "C", "k", "q")},
+    return ({} if p == Q else {"out": matrix(Q, p, 1)}) | {
+        **{name: matrix(Q, n, 2) for name in ("raw", "key")},  # of q, and of k
         **{name: matrix(Q, p, STAGES) for name in ("x", "dy")},
         **{name: matrix(n, p, STAGES) for name in ("states", "costates")},
-        **{name: matrix(Q, Q) for name in ("dscores q", "dscores k", "within", "stage q", "stage k", "since", "ones")},
+        **{name: matrix(Q, Q, 2) for name in ("dscores", "stage")},
+        **{name: matrix(Q, Q) for name in ("since", "ones")},
+        "within": matrix(Q, Q, 1),
         "lanes": matrix(Q, BLOCK),
         "gates": tile.vectors(STAGES, GATES),
         **{name: plgpu.Barrier(num_arrivals=2) for name in ("made", "over")},
@@ -194,10 +196,9 @@ def _scratch(p: int, n: int) -> dict:
 
 
 class Side(NamedTuple):
-    """What one of the two warpgroups works on: k and B, or q and C."""
+    """What one of the two warpgroups works on, the first on q and C, the second on k and B."""
 
-    key: str
-    raw: object
+    thread: object
     bias_ref: object
     theta_ref: object  # of the chunk
     starts_ref: object  # of the chunk, by heads
@@ -206,6 +207,11 @@ class Side(NamedTuple):
     @property
     def planes(self) -> int:
         return self.theta_ref.shape[-1]
+
+    def of(self, s: dict, name: str, other: bool = False):
+        """Its tile of shared memory, or the other warpgroup's."""
+        thread = keys.anew(self.thread)
+        return s[name].at[1 - thread if other else thread]
 
 
 def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: dict, thread) -> None:
@@ -219,7 +225,7 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
 
     def all_heads(visit, side):
         zero = plgpu.layout_cast(jnp.zeros((Q, BLOCK), jnp.float32), WGMMA)
-        totals = [zero] * (s[side.raw].shape[1] // BLOCK), [zero] * (side.planes // BLOCK)
+        totals = [zero] * (s["raw"].shape[-1] // BLOCK), [zero] * (side.planes // BLOCK)
 
         def step(i, totals):
             slot, (_, head, _, _, _) = jax.lax.rem(i, STAGES), place(i)
@@ -231,7 +237,7 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
             return totals
 
         of_keys, of_theta = jax.lax.fori_loop(0, steps, step, totals)
-        for i, lo, hi in keys.blocks(s[side.raw].shape[1]):
+        for i, lo, hi in keys.blocks(s["raw"].shape[-1]):
             side.outs[0][:, lo], side.outs[0][:, hi] = of_keys[2 * i], of_keys[2 * i + 1]
             if i < len(of_theta):
                 side.outs[1][:, pl.ds(i * BLOCK, BLOCK)] = of_theta[i]
@@ -242,19 +248,19 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
     def _():
         outs = dC_ref.at[b, split, rows, group], theta_q.at[b, block, rows]
         outs += of_C_bias.at[b, :, chunk], ends_q.at[b, :, chunk]
-        all_heads(_queries, Side("q", "C", C_bias, *common, outs))
+        all_heads(_queries, Side(thread, C_bias, *common, outs))
 
     @pl.when(thread == 1)
     def _():
         outs = dB_ref.at[b, split, rows, group], theta_k.at[b, block, rows]
         outs += of_B_bias.at[b, :, chunk], ends_k.at[b, :, chunk]
-        all_heads(_keys, Side("k", "B", B_bias, *common, outs))
+        all_heads(_keys, Side(thread, B_bias, *common, outs))
         plgpu.wait_smem_to_gmem(0)
 
 
 def _turn(s, side: Side, gates, head, i: int):
     """(theta, (cos, sin)) of a block of planes; None where they do not turn."""
-    at, stage = pl.ds(i * BLOCK, BLOCK), s[f"stage {side.key}"]
+    at, stage = pl.ds(i * BLOCK, BLOCK), side.of(s, "stage")
     if i >= side.planes // BLOCK:
         return None
     theta = tile.load(side.theta_ref.at[:, at], shared=False)
@@ -265,18 +271,18 @@ def _turn(s, side: Side, gates, head, i: int):
 
 def _make(s, side: Side, gates, head) -> None:
     """Its key of a head; both are made when it returns."""
-    target = s[side.key]
+    raw, target = side.of(s, "raw"), side.of(s, "key")
     for i, lo, hi in keys.blocks(target.shape[1]):
         turned = _turn(s, side, gates, head, i)
         places = (lo, hi), (target.at[:, lo], target.at[:, hi])
-        keys.key(s[side.raw], side.bias_ref.at[head], *places, turned and turned[1])
+        keys.key(raw, side.bias_ref.at[head], *places, turned and turned[1])
     plgpu.commit_smem()
     tile.meet(s["made"])
 
 
 def _back(s, side: Side, gates, head, rank: int, i: int, places: tuple, bars: tuple, totals: tuple):
     """Turns the cotangents of a block of a key back, into the totals; (totals, what its angles say to their rate)."""
-    (of_keys, of_theta), stage, key, (lo, hi) = totals, s[f"stage {side.key}"], s[side.key], bars
+    (of_keys, of_theta), stage, key, (lo, hi) = totals, side.of(s, "stage"), side.of(s, "key"), bars
     of_keys, of_theta, said = list(of_keys), list(of_theta), 0.0
     parts = stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
     columns = plgpu.broadcasted_iota(jnp.int32, (Q, BLOCK), 1, layout=WGMMA)
@@ -309,13 +315,14 @@ def _queries(s, side: Side, slot, head, rank: int, refs: tuple, totals: tuple) -
     (*_, sums_ref), gates = refs, s["gates"].at[slot]
     _make(s, side, gates, head)
     x, dy, state, costate = (s[name].at[slot] for name in ("x", "dy", "states", "costates"))
-    k, q, dscores, sums = s["k"], s["q"], s["dscores q"], gates.at[SUMS]
-    scores, bar = tile.products((q, k.T), (dy, x.T))
-    left, same = keys.weights(gates, rank)
-    later = keys.of_source(gates.at[STRICT])
-    bar *= left
-    read = jnp.where(same, 0, scores * bar * later).sum(1)
-    dscores[...] = (bar * jnp.where(same, keys.own(gates), later)).astype(jnp.bfloat16)
+    q, k, dscores, sums = side.of(s, "key"), side.of(s, "key", other=True), side.of(s, "dscores"), gates.at[SUMS]
+    read = 0.0
+    for block in keys.columns(Q):
+        scores, bar = tile.products((q, k.at[block].T), (dy, x.at[block].T))
+        left, same = keys.pairs(gates, rank, block)
+        later, bar = keys.later(gates, block), bar * left
+        read += jnp.where(same, 0, scores * bar * later).sum(1)
+        dscores[:, block] = (bar * jnp.where(same, keys.own(gates), later)).astype(jnp.bfloat16)
     plgpu.commit_smem()
     since, said = tile.over_columns(tile.to_here(sums), BLOCK), 0.0
     for i, *places in keys.blocks(k.shape[1]):
@@ -340,25 +347,32 @@ def _keys(s, side: Side, slot, head, rank: int, refs: tuple, totals: tuple) -> t
     (D_ref, dx_ref, sums_ref), gates = refs, s["gates"].at[slot]
     _make(s, side, gates, head)
     x_tile, dy_tile, costate = (s[name].at[slot] for name in ("x", "dy", "costates"))
-    k, q, dscores, within, sums = s["k"], s["q"], s["dscores k"], s["within"], gates.at[SUMS]
-    out = s.get("out", within)
-    scores, bar = tile.products((k, q.T), (x_tile, dy_tile.T))
-    left, same = keys.weights(gates, rank, transposed=True)
-    both = scores * bar * left
-    sums_ref[INSIDE], sums_ref[OWNED] = jnp.where(same, 0, both).sum(1), jnp.where(same, both, 0).sum(1)
-    left *= jnp.where(same, keys.own(gates), keys.of_source(gates.at[STRICT], transposed=True))
+    k, q, dscores, sums = side.of(s, "key"), side.of(s, "key", other=True), side.of(s, "dscores"), gates.at[SUMS]
+    last = keys.anew(side.thread) - 1
+    within, out = s["within"].at[last], s.get("out", s["within"]).at[last]
+    inside = owned = 0.0
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    within[...] = (scores * left).astype(jnp.bfloat16)
-    dscores[...] = (bar * left).astype(jnp.bfloat16)
-    sums_ref[SKIPPED] = (tile.load(x_tile) * tile.load(dy_tile)).sum(1)
+    for block in keys.columns(Q):
+        scores, bar = tile.products((k, q.at[block].T), (x_tile, dy_tile.at[block].T))
+        left, same = keys.pairs(gates, rank, block, transposed=True)
+        both = scores * bar * left
+        inside, owned = inside + jnp.where(same, 0, both).sum(1), owned + jnp.where(same, both, 0).sum(1)
+        left *= jnp.where(same, keys.own(gates), keys.later(gates))
+        within[:, block] = (scores * left).astype(jnp.bfloat16)
+        dscores[:, block] = (bar * left).astype(jnp.bfloat16)
+    sums_ref[INSIDE], sums_ref[OWNED] = inside, owned
     plgpu.commit_smem()
-    dx, beyond = tile.products((within, dy_tile), (k, costate))
-    to_end, later = tile.to_end(sums), tile.load(gates.at[STRICT], ROWS)
-    beyond *= tile.over_columns(to_end, beyond.shape[1])
-    sums_ref[BEYOND] = (tile.load(x_tile) * beyond).sum(1)
-    dx += tile.over_columns(later, dx.shape[1]) * beyond
-    dx += tile.over_rows(tile.load(D_ref, COLUMNS, shared=False), Q) * tile.load(dy_tile)
-    out[...] = dx.astype(jnp.bfloat16)
+    to_end, later, dx, said, skipped = tile.to_end(sums), tile.load(gates.at[STRICT], ROWS), [], 0.0, 0.0
+    for block in keys.columns(x_tile.shape[1]):
+        inside, beyond = tile.products((within, dy_tile.at[:, block]), (k, costate.at[:, block]))
+        beyond *= tile.over_columns(to_end, BLOCK)
+        x, dy = tile.load(x_tile.at[:, block]), tile.load(dy_tile.at[:, block])
+        said, skipped = said + (x * beyond).sum(1), skipped + (x * dy).sum(1)
+        skip = tile.over_rows(tile.load(D_ref.at[block], COLUMNS, shared=False), Q)
+        dx.append(inside + tile.over_columns(later, BLOCK) * beyond + skip * dy)
+    sums_ref[BEYOND], sums_ref[SKIPPED] = said, skipped
+    for block, value in zip(keys.columns(x_tile.shape[1]), dx, strict=True):
+        out[:, block] = value.astype(jnp.bfloat16)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(out, dx_ref)
     weight, said = tile.over_columns(to_end * later, BLOCK), 0.0

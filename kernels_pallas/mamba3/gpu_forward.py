@@ -129,8 +129,10 @@ def _chunk(s, thread, slot, rank: int, h) -> tuple:
     pieces = [(piece.at[thread], pl.ds(i * Q, Q)) for i, piece in enumerate(s["q"])]
     chains = [(q, k.at[:, at].T) for q, at in pieces], [(q, s["state"].at[thread, at]) for q, at in pieces]
     scores, y = keys.chains(*chains)
-    within[...] = (scores * keys.weight(gates, rank)).astype(jnp.bfloat16)
     sums = gates.at[SUMS]
+    left, same = keys.pairs(gates, rank, pl.ds(0, Q))
+    scores *= left * jnp.where(same, keys.own(gates, Q), keys.later(gates, pl.ds(0, Q)))
+    within[...] = scores.astype(jnp.bfloat16)
     leaves = tile.over_columns(tile.to_end(sums) * tile.load(gates.at[STRICT], ROWS), x_tile.shape[1])
     weighted[...] = (tile.load(x_tile) * leaves).astype(jnp.bfloat16)
     plgpu.commit_smem()

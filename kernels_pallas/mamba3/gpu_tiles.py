@@ -94,29 +94,38 @@ def chains(*chains: list) -> tuple:
     return pl.run_scoped(run, *(plgpu.ACC(shape, jnp.float32) for shape in shapes))
 
 
-def weights(gates, rank: int, transposed: bool = False) -> tuple:
-    """By pairs of lanes, what a later token reads of an earlier one's input, and of its own, 0 elsewhere."""
-    left = tile.decay(gates.at[SUMS], rank, transposed)
-    rows = tile.over_columns(jax.lax.optimization_barrier(plgpu.broadcasted_iota(jnp.int32, (Q,), 0, layout=ROWS)), Q)
-    columns = plgpu.broadcasted_iota(jnp.int32, (Q, Q), 1, layout=WGMMA)
-    same = (rows | (rank - 1)) == (columns | (rank - 1))
-    return left, same
+def pairs(gates, rank: int, block, transposed: bool = False) -> tuple:
+    """What is left at one lane of what entered at another, 0 where that is later; and where they are of one token.
+
+    Rows read a block of the columns, or are read by it where transposed.
+    """
+    sums, width = gates.at[SUMS], block.size
+    at_rows = tile.over_columns(tile.load(sums, ROWS), width)
+    at_columns = tile.over_rows(tile.load(sums.at[block], COLUMNS), Q)
+    # the barrier keeps the mask from being made once and for all: it would take a register a number
+    rows = jax.lax.optimization_barrier(plgpu.broadcasted_iota(jnp.int32, (Q,), 0, layout=ROWS))
+    rows = tile.over_columns(rows, width)
+    columns = plgpu.broadcasted_iota(jnp.int32, (Q, width), 1, layout=WGMMA) + block.start
+    i, j, exponent = (columns, rows, at_columns - at_rows) if transposed else (rows, columns, at_rows - at_columns)
+    left = jnp.exp2(jnp.where((i | (rank - 1)) >= j, exponent, -jnp.inf))
+    return left, (rows | (rank - 1)) == (columns | (rank - 1))
 
 
-def of_source(gate, transposed: bool = False):
-    """A gate of the lanes that are read, which are a tile's columns, or its rows."""
-    return tile.over_columns(tile.load(gate, ROWS), Q) if transposed else tile.over_rows(tile.load(gate, COLUMNS), Q)
+def later(gates, block=None):
+    """What later tokens read of a lane: of a block of columns, or of rows."""
+    if block is None:
+        return tile.over_columns(tile.load(gates.at[STRICT], ROWS), BLOCK)
+    return tile.over_rows(tile.load(gates.at[STRICT, block], COLUMNS), Q)
 
 
-def weight(gates, rank: int):
-    """By pairs of lanes, how much of a lane's input another reads."""
-    left, same = weights(gates, rank)
-    return left * jnp.where(same, own(gates), of_source(gates.at[STRICT]))
-
-
-def own(gates):
+def own(gates, width: int = BLOCK):
     """What lanes read of their own token, which all of them share."""
-    return tile.over_columns(tile.load(gates.at[OWN], ROWS), Q)
+    return tile.over_columns(tile.load(gates.at[OWN], ROWS), width)
+
+
+def columns(width: int) -> list:
+    """Blocks of columns: registers hold one at a time."""
+    return [pl.ds(at, BLOCK) for at in range(0, width, BLOCK)]
 
 
 def launch(
