@@ -175,6 +175,7 @@ def gradients(
     out_type += out(heads, chunks, SUMMED, Q), of_bias, of_bias, ends, ends
     grid = dict(block=blocks, chunk=chunks, batch=batch)
     kernel = partial(_chunk, place, steps, splits, rank)
+    theta = theta.reshape(batch, chunks, Q, planes)
     arrays = x, gates, B, C, theta, starts, B_bias, C_bias, D, dy, states, costates, since, lanes, keys.triangle()
     return keys.launch(
         kernel, {"heads": (STAGES, 5, copies)}, (5, once), arrays, out_type, _scratch(p, n), grid, 2, steps
@@ -200,8 +201,9 @@ class Side(NamedTuple):
 
     thread: object
     bias_ref: object
-    theta_ref: object  # of the chunk
-    starts_ref: object  # of the chunk, by heads
+    chunk: object
+    theta_ref: object  # by chunks
+    starts_ref: object  # by chunks and heads
     outs: tuple  # refs of the cotangents of B or C, and of theta; by heads, of its bias, and of the angle before
 
     @property
@@ -221,7 +223,7 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
     b, _, chunk, rows, group = place(0)
     block = jax.lax.axis_index("block")
     split = jax.lax.rem(block, splits)
-    common = theta_ref.at[b, rows], starts_ref.at[b, chunk]
+    common = chunk, theta_ref.at[b], starts_ref.at[b]
 
     def all_heads(visit, side):
         zero = plgpu.layout_cast(jnp.zeros((Q, BLOCK), jnp.float32), WGMMA)
@@ -240,7 +242,7 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
         for i, lo, hi in keys.blocks(s["raw"].shape[-1]):
             side.outs[0][:, lo], side.outs[0][:, hi] = of_keys[2 * i], of_keys[2 * i + 1]
             if i < len(of_theta):
-                side.outs[1][:, pl.ds(i * BLOCK, BLOCK)] = of_theta[i]
+                side.outs[1][:, _planes(i)] = of_theta[i]
 
     plgpu.barrier_wait(s["ready"])
 
@@ -258,30 +260,35 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
         plgpu.wait_smem_to_gmem(0)
 
 
-def _turn(s, side: Side, gates, head, i: int):
-    """(theta, (cos, sin)) of a block of planes; None where they do not turn."""
-    at, stage = pl.ds(i * BLOCK, BLOCK), side.of(s, "stage")
-    if i >= side.planes // BLOCK:
-        return None
-    theta = tile.load(side.theta_ref.at[:, at], shared=False)
-    start = tile.load(side.starts_ref.at[head, at], COLUMNS, shared=False)
+def _turn(s, side: Side, gates, head, i: int) -> tuple:
+    """(cos, sin) of a block of planes."""
+    stage, start = side.of(s, "stage"), tile.load(side.starts_ref.at[side.chunk, head, _planes(i)], COLUMNS, shared=False)
     parts = stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
-    return theta, keys.turn(theta, start, gates.at[RATE], s["ones"], parts)
+    return keys.turn(_theta(side, i), start, gates.at[RATE], s["ones"], parts)
+
+
+def _theta(side: Side, i: int):
+    return tile.load(side.theta_ref.at[keys.anew(side.chunk), :, _planes(i)], shared=False)
+
+
+def _planes(i: int):
+    return pl.ds(i * BLOCK, BLOCK)
 
 
 def _make(s, side: Side, gates, head) -> None:
     """Its key of a head; both are made when it returns."""
     raw, target = side.of(s, "raw"), side.of(s, "key")
     for i, lo, hi in keys.blocks(target.shape[1]):
-        turned = _turn(s, side, gates, head, i)
+        turned = _turn(s, side, gates, head, i) if i < side.planes // BLOCK else None
         places = (lo, hi), (target.at[:, lo], target.at[:, hi])
-        keys.key(raw, side.bias_ref.at[head], *places, turned and turned[1])
+        keys.key(raw, side.bias_ref.at[head], *places, turned)
     plgpu.commit_smem()
     tile.meet(s["made"])
 
 
 def _back(s, side: Side, gates, head, rank: int, i: int, places: tuple, bars: tuple, totals: tuple):
     """Turns the cotangents of a block of a key back, into the totals; (totals, what its angles say to their rate)."""
+    head = keys.anew(head)
     (of_keys, of_theta), stage, key, (lo, hi) = totals, side.of(s, "stage"), side.of(s, "key"), bars
     of_keys, of_theta, said = list(of_keys), list(of_theta), 0.0
     parts = stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
@@ -293,12 +300,13 @@ def _back(s, side: Side, gates, head, rank: int, i: int, places: tuple, bars: tu
         parts[0][...] = high
         parts[1][...] = (bar - high.astype(jnp.float32)).astype(jnp.bfloat16)
         plgpu.commit_smem()
-        since, low, ends = tile.products((s["since"], parts[0]), (s["since"], parts[1]), (stage.T, s["lanes"]))
-        since += low
+        (ends,) = tile.products((stage.T, s["lanes"]))
         side.outs[3][head, i] = jnp.where(columns == BLOCK - 1, ends, 0).sum(1)
-        theta, (cos, sin) = _turn(s, side, gates, head, i)
-        said = (theta * since).sum(1)
+        since, low = tile.products((s["since"], parts[0]), (s["since"], parts[1]))
+        since += low
+        said = (_theta(side, i) * since).sum(1)
         of_theta[i] += tile.over_columns(tile.load(gates.at[RATE], ROWS), BLOCK) * since
+        cos, sin = _turn(s, side, gates, head, i)
         lo, hi = lo * cos + hi * sin, hi * cos - lo * sin
     of_keys[2 * i] += lo
     of_keys[2 * i + 1] += hi
