@@ -292,7 +292,7 @@ def _back(s, side: Side, gates, head, rank: int, i: int, places: tuple, bars: tu
     (of_keys, of_theta), stage, key, (lo, hi) = totals, side.of(s, "stage"), side.of(s, "key"), bars
     of_keys, of_theta, said = list(of_keys), list(of_theta), 0.0
     parts = stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
-    columns = plgpu.broadcasted_iota(jnp.int32, (Q, BLOCK), 1, layout=WGMMA)
+    of_rank = lambda r, x: jnp.where(keys.column_numbers() == r, x, 0).sum(1)  # noqa: E731
     if i < side.planes // BLOCK:
         a, b = (tile.load(key.at[:, at]) for at in places)
         bar = hi * a - lo * b
@@ -301,7 +301,7 @@ def _back(s, side: Side, gates, head, rank: int, i: int, places: tuple, bars: tu
         parts[1][...] = (bar - high.astype(jnp.float32)).astype(jnp.bfloat16)
         plgpu.commit_smem()
         (ends,) = tile.products((stage.T, s["lanes"]))
-        side.outs[3][head, i] = jnp.where(columns == BLOCK - 1, ends, 0).sum(1)
+        side.outs[3][head, i] = of_rank(BLOCK - 1, ends)
         since, low = tile.products((s["since"], parts[0]), (s["since"], parts[1]))
         since += low
         said = (_theta(side, i) * since).sum(1)
@@ -314,7 +314,7 @@ def _back(s, side: Side, gates, head, rank: int, i: int, places: tuple, bars: tu
     plgpu.commit_smem()
     (biases,) = tile.products((stage.T, s["lanes"]))
     for r in range(rank):
-        side.outs[2][head, r, i] = jnp.where(columns == r, biases, 0).sum(1)
+        side.outs[2][head, r, i] = of_rank(r, biases)
     return (of_keys, of_theta), said
 
 
@@ -344,7 +344,9 @@ def _queries(s, side: Side, slot, head, rank: int, refs: tuple, totals: tuple) -
         said += more
     through = 0.0
     for at in range(0, state.shape[0], Q):
-        through += (tile.load(state.at[pl.ds(at, Q)]) * tile.load(costate.at[pl.ds(at, Q)])).sum(1)
+        for block in keys.columns(state.shape[1]):
+            a, b = (tile.load(v.at[pl.ds(at, Q), block]) for v in (state, costate))
+            through += (a * b).sum(1)
     sums_ref[READ], sums_ref[TURNED_Q] = read, said
     sums_ref[THROUGH] = through * tile.through(sums, Q)
     return totals

@@ -123,6 +123,12 @@ def own(gates, width: int = BLOCK):
     return tile.over_columns(tile.load(gates.at[OWN], ROWS), width)
 
 
+def column_numbers():
+    """(q, BLOCK) of them; made anew where they are used, as in `pairs`."""
+    numbers = plgpu.broadcasted_iota(jnp.int32, (BLOCK,), 0, layout=COLUMNS)
+    return tile.over_rows(jax.lax.optimization_barrier(numbers), Q)
+
+
 def columns(width: int) -> list:
     """Blocks of columns: registers hold one at a time."""
     return [pl.ds(at, BLOCK) for at in range(0, width, BLOCK)]
