@@ -262,7 +262,10 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
 
 def _turn(s, side: Side, gates, head, i: int) -> tuple:
     """(cos, sin) of a block of planes."""
-    stage, start = side.of(s, "stage"), tile.load(side.starts_ref.at[side.chunk, head, _planes(i)], COLUMNS, shared=False)
+    stage, start = (
+        side.of(s, "stage"),
+        tile.load(side.starts_ref.at[side.chunk, head, _planes(i)], COLUMNS, shared=False),
+    )
     parts = stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
     return keys.turn(_theta(side, i), start, gates.at[RATE], s["ones"], parts)
 

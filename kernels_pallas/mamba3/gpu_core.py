@@ -43,7 +43,7 @@ def _forward_and_residuals(x, gates, BC, biases, theta, angle, starts, resets, D
 
 
 def _backward(rank, saved, bars):
-    (x, gates, BC, biases, theta, angle, starts, resets, D, enters, z, y), (dy, d_last) = saved, bars
+    (x, gates, BC, biases, theta, _, starts, resets, D, enters, z, y), (dy, d_last) = saved, bars
     dz = None
     if z is not None:
         gated = lambda y, z: y * jax.nn.silu(z)  # noqa: E731

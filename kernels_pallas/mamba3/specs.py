@@ -1,4 +1,4 @@
-"""Shapes that tests and benchmarks name: batch, length, lanes, heads, their channels, groups, states, planes that turn."""
+"""Shapes that tests and benchmarks name: batch, length, lanes, heads, their channels, groups, states."""
 
 from typing import NamedTuple
 

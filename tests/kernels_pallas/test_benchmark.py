@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from kernels_pallas import benchmark
-from kernels_pallas.cases import OPERATIONS, convolution, diagonal, duality, fft, normal, scan, selective, short
+from kernels_pallas.cases import (
+    OPERATIONS,
+    convolution,
+    diagonal,
+    duality,
+    fft,
+    normal,
+    scan,
+    selective,
+    short,
+    trapezoid,
+)
 from tests.oracles import assert_close
 
 TINY = {
@@ -17,6 +28,7 @@ TINY = {
     "diagonal_system": (diagonal.specs.Spec(1, 8, 2, 3),),
     "selective_scan": (selective.specs.Spec(1, 8, 2, 3, "float32"),),
     "short_convolution": (short.specs.Spec(1, 8, 2, 3, "float32"),),
+    "mamba3": (trapezoid.specs.Spec(1, 8, 2, 2, 3, 1, 8, "float32"),),
     "ssd": (duality.specs.Spec(1, 8, 2, 3, 1, 4, "float32"),),
 }
 
@@ -45,7 +57,7 @@ def test_records(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark", "--json", str(tmp_path / "out.jsonl")])
     benchmark.main()
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert len(records) == 2 * (2 * 2 + 2 * 2 + 4) == len(capsys.readouterr().out.splitlines()) - 1
+    assert len(records) == 2 * (2 * 2 + 2 * 2 + 5) == len(capsys.readouterr().out.splitlines()) - 1
     for record in records:
         if record["implementation"] == record["baseline"]:
             assert record["milliseconds"] == record["baseline_milliseconds"] > 0
