@@ -289,7 +289,7 @@ def _make(s, side: Side, gates, head) -> None:
     tile.meet(s["made"])
 
 
-def _back(s, side: Side, gates, head, rank: int, i: int, places: tuple, bars: tuple, totals: tuple):
+def _back(s, side: Side, gates, head, rank: int, i: int, places: list, bars: list, totals: tuple):
     """Turns the cotangents of a block of a key back, into the totals; (totals, what its angles say to their rate)."""
     head = keys.anew(head)
     (of_keys, of_theta), stage, key, (lo, hi) = totals, side.of(s, "stage"), side.of(s, "key"), bars

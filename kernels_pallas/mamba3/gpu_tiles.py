@@ -135,12 +135,12 @@ def columns(width: int) -> list:
 
 
 def launch(
-    kernel: Callable, rings: dict, once: Callable, inputs: tuple, out_type, scratch: dict, grid: dict, computing: int,
+    kernel: Callable, rings: dict, once: tuple, inputs: tuple, out_type, scratch: dict, grid: dict, computing: int,
     steps: int,
 ):  # fmt: skip
     """Runs kernel(refs, s, thread) on `computing` warpgroups, and one more that fetches.
 
-    rings: by name, (stages, number of copies, copies(refs, s, step, slot)). once(refs, s): copies that are made first.
+    rings: by name, (stages, number of copies, copies(refs, s, step, slot)). once: how many copies are made first, and which, of (refs, s).
     The kernel waits for "NAME arrived" of a stage and arrives at "NAME used", and waits for "ready" of the first ones.
     """
     scratch = dict(scratch)

@@ -109,7 +109,7 @@ def test_values_and_all_gradients(case, rng, monkeypatch, simulated):
         (y, state), grads = outputs_and_gradients(p, bars, reset, layout, "gpu")
         alone = op.mamba3(**jax.tree.map(jnp.asarray, p), reset=reset, layout=layout, implementation="gpu")[0]
     with jax.enable_x64(True):
-        ref, expected = outputs_and_gradients(*wide((p, bars)), reset, layout, "reference")
+        ref, expected = wide(outputs_and_gradients(*wide((p, bars)), reset, layout, "reference"))
     assert np.abs(np.sin((wide(state.angle_bhs) - ref[1].angle_bhs) / 2)).max(initial=0) < 2e-6
     for out, value in zip((y, alone, *state[1:]), (ref[0], ref[0], *ref[1][1:]), strict=True):
         assert relative(wide(out), value) < 5e-3
