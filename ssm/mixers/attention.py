@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas.dispatch import at_least_float32
+from kernels_pallas.rotation import rotate
 from ssm.initializers import uniform_fan_in
 from ssm.naming import check_state, unknown
 from ssm.recurrence import segment_starts
-from ssm.rotation import rotate
 
 QUERIES = 512  # that look at their keys together: what the last of them sees, the first need not pass over
 CACHES = ("float32", "bfloat16")
