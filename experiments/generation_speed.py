@@ -123,12 +123,10 @@ def measure(model: LanguageModel, variables, batch: int, config: ConfigDict) -> 
 def rising(config: ConfigDict, run: Callable[[int], bool]) -> None:
     """Runs larger and larger batches until one does not fit, then the largest power of two that does."""
     batch, largest = config.first_batch, 0
-    while batch <= config.largest_batch:
-        if not run(batch):
-            break
-        largest, batch = batch, batch * config.growth
-    else:
-        return
+    while run(batch):
+        if batch >= config.largest_batch:
+            return
+        largest, batch = batch, min(batch * config.growth, config.largest_batch)
     while (batch := batch // 2) > largest and not run(batch):
         pass
 

@@ -43,8 +43,9 @@ def cross_entropy(
 
 @jax.custom_vjp
 def _sums(kernel_vd, x_cbld, targets_cbl, weights_cbl):
+    kernel = kernel_vd.astype(x_cbld.dtype)
     (loss, correct), _ = jax.lax.scan(
-        lambda sums, piece: (_added(sums, _piece(kernel_vd, *piece)[0]), None),
+        lambda sums, piece: (_added(sums, _piece(kernel, *piece)[0]), None),
         _nothing(weights_cbl, 2),
         (x_cbld, targets_cbl, weights_cbl),
     )
@@ -61,7 +62,7 @@ def _added(sums, more):
 
 def _piece(kernel_vd, x_bld, targets_bl, weights_bl):
     """(the two sums, what the gradient is made of: the logits less their log of summed exponentials, the losses)."""
-    logits = jnp.einsum("bld,vd->blv", x_bld, kernel_vd.astype(x_bld.dtype), preferred_element_type=weights_bl.dtype)
+    logits = jnp.einsum("bld,vd->blv", x_bld, kernel_vd, preferred_element_type=weights_bl.dtype)
     largest = jnp.max(logits, -1)
     total = largest + jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), -1))
     own = jnp.take_along_axis(logits, targets_bl[..., None], -1)[..., 0]
@@ -71,12 +72,14 @@ def _piece(kernel_vd, x_bld, targets_bl, weights_bl):
 
 
 def _with_gradients(kernel_vd, x_cbld, targets_cbl, weights_cbl):
+    kernel = kernel_vd.astype(x_cbld.dtype)
+
     def advance(carry, piece):
         x_bld, targets_bl, weights_bl = piece
-        sums, (log_p, losses) = _piece(kernel_vd, *piece)
+        sums, (log_p, losses) = _piece(kernel, *piece)
         own = jax.lax.broadcasted_iota(targets_bl.dtype, log_p.shape, 2) == targets_bl[..., None]
         logits_bar = (weights_bl[..., None] * (jnp.exp(log_p) - own.astype(log_p.dtype))).astype(x_bld.dtype)
-        x_bar = jnp.einsum("blv,vd->bld", logits_bar, kernel_vd.astype(x_bld.dtype))
+        x_bar = jnp.einsum("blv,vd->bld", logits_bar, kernel)
         kernel_bar = jnp.einsum("blv,bld->vd", logits_bar, x_bld, preferred_element_type=weights_bl.dtype)
         return _added(carry, (sums, kernel_bar)), (x_bar, losses)
 
