@@ -12,6 +12,7 @@ import argparse
 import gc
 import math
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -188,6 +189,8 @@ def main(argv: Sequence[str]) -> int:
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")  # of a GPU's memory: states are to fill it
     config = commandline.override(commandline.load_config(arguments.config), overrides)
+    if arguments.json:
+        pathlib.Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
     about = records.measured("experiments.generation_speed", argv, devices=1)
     bandwidth = copy_bandwidth()
     about["copy_gigabytes_per_second"] = round(bandwidth / 1e9)
