@@ -22,8 +22,8 @@ def cross_entropy(
     *,
     logits_at_once: int = LOGITS,
 ) -> tuple[Float[Array, ""], Float[Array, " b"]]:
-    r"""$\sum_t w_t (\log \sum_v e^{z_{tv}} - z_{t, y_t})$ in nats over the tokens of all rows, where $z = x W^\top$; and
-    each row's sum of $w_t$ over the tokens whose target has no likelier rival.
+    r"""$\sum_t w_t (\log \sum_v e^{z_{tv}} - z_{t, y_t})$ in nats over the tokens of all rows, where $z = x W^\top$;
+    and each row's sum of $w_t$ over the tokens whose target has no likelier rival.
 
     Logits and sums are float32 or better; products take x's dtype, which the gradient of a logit is rounded to, as
     every other gradient of an activation is. weights: None for ones. Only the first sum has a gradient.
