@@ -67,7 +67,7 @@ def forward(model: nn.Module, task: Task, variables: Tree, batch: Batch, **optio
     out, updated = model.apply(variables, **inputs, **options)
     if task.kind == "language_model":
         weight = batch["targets"].size if weights is None else jnp.sum(weights)
-        sums = Sums(*out, jnp.asarray(weight, jnp.float32))
+        sums = Sums(out[0], jnp.sum(out[1]), jnp.asarray(weight, jnp.float32))
     else:
         sums = metrics.sums(out, batch["targets"], weights)
     return sums, updated.get("batch_stats", {})
