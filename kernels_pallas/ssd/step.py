@@ -52,7 +52,8 @@ def ssd_step(
     arrays |= dict(a=exact(log_decay_bh), h=exact(state_bhpn), dt=exact(dt_bh), D=exact(D_h))
     if chosen in FUSED:
         axes = AXES | {"D": "h" if D_h is None or D_h.ndim == 1 else "h p"}
-        y, h = stepping.run(_module(chosen).step, partial(composed, advance), axes, "b s h p, b h p n", arrays)
+        kernel = _module("gpu").step if chosen == "gpu" else partial(composed, _module("tpu").core)
+        y, h = stepping.run(kernel, partial(composed, advance), axes, "b s h p, b h p n", arrays)
     else:
         y, h = composed(advance if chosen == "xla" else _sequence_of_one, **arrays)
     return y if C.ndim == 4 else y[:, 0], h
