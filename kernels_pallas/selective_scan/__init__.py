@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kernels_pallas.dispatch import at_least_float32, choose, varying_like
+from kernels_pallas.dispatch import FUSED, at_least_float32, choose, varying_like
 from kernels_pallas.selective_scan import reference, xla
 
-IMPLEMENTATIONS = ("reference", "xla", "gpu")
+IMPLEMENTATIONS = ("reference", "xla", "gpu", "tpu")
 
 
 def selective_scan(
@@ -46,9 +46,10 @@ def selective_scan(
     precise = at_least_float32(A_dn.dtype)
     A = A_dn.astype(precise)
     h = jnp.zeros((len(x_bld), *A.shape), precise) if initial_state_bdn is None else initial_state_bdn.astype(precise)
-    chosen = choose(implementation, IMPLEMENTATIONS, lambda _: _gpu().refusal(x_bld, dt_bld, A, z_bld), "xla")
-    if chosen == "gpu":
-        return _gpu().run(x_bld, dt_bld, A, B_bln, C_bln, D_d, dt_bias_d, z_bld, reset, h, softplus)
+    refusal = lambda backend: _kernel(backend).refusal(x_bld, dt_bld, A, z_bld)  # noqa: E731
+    chosen = choose(implementation, IMPLEMENTATIONS, refusal, "xla")
+    if chosen in FUSED:
+        return _kernel(chosen).run(x_bld, dt_bld, A, B_bln, C_bln, D_d, dt_bias_d, z_bld, reset, h, softplus)
     x, dt, B, C = (v.astype(precise) for v in (x_bld, dt_bld, B_bln, C_bln))
     dt = dt if dt_bias_d is None else dt + dt_bias_d.astype(precise)[None, None]
     arrays = x, jax.nn.softplus(dt) if softplus else dt, A, B, C, reset
@@ -59,8 +60,8 @@ def selective_scan(
     return y.astype(x_bld.dtype), last
 
 
-def _gpu():
-    return importlib.import_module("kernels_pallas.selective_scan.gpu")
+def _kernel(backend: str):
+    return importlib.import_module(f"kernels_pallas.selective_scan.{backend}")
 
 
 def _check(x, dt, A, B, C, initial_state, optional: dict, chunk_size) -> None:
