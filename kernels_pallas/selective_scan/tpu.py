@@ -123,9 +123,10 @@ def _from_registers(h: jax.Array, d: int, n: int) -> jax.Array:
 
 
 def _over_channels(sums: jax.Array, states: int) -> jax.Array:
-    """(b, groups, tiles, slices, chunks, tokens x states) as (b, l, n), for a slice of `states`."""
-    batch, _, tiles, slices, _, _ = sums.shape
-    sums = jnp.moveaxis(sums.sum(1).reshape(batch, tiles, slices, TILE, states), 2, 3)
+    """(b, groups, tiles, slices, chunks, SUBLANES, tokens x states / SUBLANES) as (b, l, n), of so many states."""
+    sums = jnp.swapaxes(sums.sum(1), 4, 5)
+    batch, tiles, slices = sums.shape[:3]
+    sums = jnp.moveaxis(sums.reshape(batch, tiles, slices, TILE, states), 2, 3)
     return sums.reshape(batch, tiles * TILE, slices * states)
 
 

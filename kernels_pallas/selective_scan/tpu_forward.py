@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 
 from kernels_pallas.selective_scan import fused
 from kernels_pallas.selective_scan import tpu_tiles as tiles
-from kernels_pallas.selective_scan.tpu_tiles import CHUNK, TILE, Walk
+from kernels_pallas.selective_scan.tpu_tiles import AT_ONCE, CHUNK, TILE, Walk
 
 GROUPS, TILES = 2, 2  # in a block, at most: groups share the numbers that are spread
 
@@ -45,7 +45,7 @@ def forward(inputs: Inputs, h: jax.Array, softplus: bool, save: bool) -> list[ja
     outputs |= {"states": ("states", tiles.float32(walk.batch, walk.tiles, *h.shape[1:]))} if save else {}
     scratch = {name: tiles.rows(CHUNK, walk.block_groups) for name in ("dt rows", "u rows")}
     scratch |= {"y rows": tiles.rows(TILE * walk.block_tiles, walk.block_groups)}
-    scratch |= {f"{name} columns": tiles.columns(getattr(inputs, name).shape[3]) for name in "BC"}
+    scratch |= {f"{name} columns": tiles.columns(CHUNK, getattr(inputs, name).shape[3]) for name in "BC"}
 
     def kernel(refs):
         @pl.when((pl.program_id(2) == 0) & (pl.program_id(3) == 0))
@@ -58,11 +58,12 @@ def forward(inputs: Inputs, h: jax.Array, softplus: bool, save: bool) -> list[ja
 
             def chunk(i, _):
                 first = pl.multiple_of(k * TILE + i * CHUNK, CHUNK)
-                for name in "BC":
-                    tiles.spread(refs[name], first, refs[f"{name} columns"])
+                tiles.spread(refs, first, 0)
                 for g in groups:
                     drive(refs, g, first, 0, softplus)
+                for g in groups:
                     advance(refs, walk, g, 0, refs["last"].at[g, pl.program_id(3)], first)
+                for g in groups:
                     leave(refs, g, first)
 
             jax.lax.fori_loop(0, TILE // CHUNK, chunk, None)
@@ -85,20 +86,25 @@ def drive(refs: dict, g: int, first, at, softplus: bool) -> None:
 def advance(refs: dict, walk: Walk, g: int, at, state, first=None, kept=None) -> None:
     """Takes the state across a chunk; with `first`, what its tokens read of it to the rows of y from there on.
 
-    at: where the chunk's rows of dt and u begin. kept: room for the states after each of its tokens.
+    at: where the chunk's rows of dt and u and its columns begin. kept: room for the states after each of its tokens.
     """
     n_range, B, C = range(walk.states), refs["B columns"], refs["C columns"]
-    h = [state[n] for n in n_range]
-    for t in range(CHUNK):
-        dt, u, y = refs["dt rows"][g, tiles.row(at, t)], refs["u rows"][g, tiles.row(at, t)], 0.0
-        for n in n_range:
-            h[n] = decay(refs, walk, g, n, t, dt) * h[n] + u * tiles.everywhere(B, n, t)
+
+    def some(k, h):
+        h = list(h)
+        for t in (k * AT_ONCE + j for j in range(AT_ONCE)):
+            dt, u, y = refs["dt rows"][g, tiles.row(at, t)], refs["u rows"][g, tiles.row(at, t)], 0.0
+            for n in n_range:
+                h[n] = decay(refs, walk, g, n, at + t, dt) * h[n] + u * tiles.everywhere(B, n, at + t)
+                if first is not None:
+                    y += tiles.everywhere(C, n, at + t) * h[n]
+                if kept is not None:
+                    kept[t, n] = h[n]
             if first is not None:
-                y += tiles.everywhere(C, n, t) * h[n]
-            if kept is not None:
-                kept[t, n] = h[n]
-        if first is not None:
-            walk.add(refs["y rows"].at[g, tiles.row(first, t)], y)
+                walk.add(refs["y rows"].at[g, tiles.row(first, t)], y)
+        return tuple(h)
+
+    h = jax.lax.fori_loop(0, CHUNK // AT_ONCE, some, tuple(state[n] for n in n_range))
     for n in n_range:
         state[n] = h[n]
 
@@ -118,5 +124,5 @@ def leave(refs: dict, g: int, first) -> None:
         y += refs["D"][:, channels] * refs["x"][tokens, channels].astype(jnp.float32)
         if "z" in refs:
             z = refs["z"][tokens, channels].astype(jnp.float32)
-            y *= z * jax.nn.sigmoid(z)
+            y *= z * tiles.sigmoid(z)
         refs["y"][tokens, channels] = y.astype(refs["y"].dtype)

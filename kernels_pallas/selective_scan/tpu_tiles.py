@@ -13,13 +13,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels_pallas.selective_scan.fused import LOG_2_E
+
+MOST = 1e30
 LANES = 128
 SUBLANES = 8
 CHANNELS = SUBLANES * LANES
 STATES = 16  # of a channel, at a time
 TILE = 64  # tokens; the states before every tile are kept
-CHUNK = 16  # tokens whose instructions are scheduled together
-
+CHUNK = 16  # tokens, of a packed register: what is spread, and computed of single numbers, at a time
+AT_ONCE = 4  # tokens that states are walked across without a branch: with more, registers spill
 
 class Walk(NamedTuple):
     """The grid: batch rows and blocks of channels in any order, for each tile after tile, for each slices of states."""
@@ -73,7 +76,7 @@ class Walk(NamedTuple):
                 block = (None, k, g, None, *registers)
                 return pl.BlockSpec(block, lambda i, j, t, s: (i, at(t), j, s, 0, 0, 0))
             if kind == "sums":  # over channels, of every token and state
-                return pl.BlockSpec((None, None, None, None, *like.shape[4:]), lambda i, j, t, s: (i, j, at(t), s, 0, 0))
+                return pl.BlockSpec((None,) * 4 + like.shape[4:], lambda i, j, t, s: (i, j, at(t), s, 0, 0, 0))
             return pl.BlockSpec((None, g, *like.shape[2:]), lambda i, j, t, s: (i, j, 0, 0))
 
         return pl.pallas_call(
@@ -98,9 +101,9 @@ def rows(tokens: int, *more: int):
     return pltpu.VMEM((*more, tokens * SUBLANES, LANES), jnp.float32)
 
 
-def columns(count: int):
-    """Room for a chunk's numbers of so many states, each in all lanes."""
-    return pltpu.VMEM((count, CHUNK, LANES), jnp.float32)
+def columns(tokens: int, states: int):
+    """Room for the numbers of so many tokens and states, each in all lanes."""
+    return pltpu.VMEM((states, tokens, LANES), jnp.float32)
 
 
 def row(first, t: int) -> pl.Slice:
@@ -121,13 +124,23 @@ def spaced(first, sublane: int) -> pl.Slice:
     return pl.ds(first * SUBLANES + sublane, CHUNK, stride=SUBLANES)
 
 
-def spread(ref, first, target) -> None:
-    """Writes a chunk's numbers (tokens, states), each to all lanes."""
-    numbers = ref[pl.ds(first, CHUNK)]
-    for n in range(numbers.shape[1]):
-        target[n] = jnp.broadcast_to(numbers[:, n : n + 1], (CHUNK, LANES))
+def spread(refs: dict, first, at) -> None:
+    """Writes every number of B and C of the chunk that begins with the block's token `first` to all lanes of a row."""
+    for name in "BC":
+        numbers = refs[name][pl.ds(first, CHUNK)]
+        for n in range(numbers.shape[1]):
+            refs[f"{name} columns"][n, pl.ds(at, CHUNK)] = jnp.broadcast_to(numbers[:, n : n + 1], (CHUNK, LANES))
 
 
-def everywhere(ref, n: int, t: int) -> jax.Array:
+def everywhere(ref, n: int, t) -> jax.Array:
     """One of these numbers in a whole register."""
-    return jnp.broadcast_to(ref[n, t : t + 1], (SUBLANES, LANES))
+    return jnp.broadcast_to(ref[n, pl.ds(t, 1)], (SUBLANES, LANES))
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """1 / (1 + e^-x), without what a division does about numbers that 1 + e^-x never is."""
+    d = 1.0 + jnp.minimum(jnp.exp2(-LOG_2_E * x), MOST)
+    r = pl.reciprocal(d, approx=True)
+    for _ in range(2):
+        r *= 2.0 - d * r
+    return r
