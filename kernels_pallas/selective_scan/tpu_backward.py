@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels_pallas.selective_scan import tpu_tiles as tiles
 from kernels_pallas.selective_scan.fused import LOG_2_E
 from kernels_pallas.selective_scan.tpu_forward import Inputs, advance, decay, drive
-from kernels_pallas.selective_scan.tpu_tiles import AT_ONCE, CHUNK, LANES, SUBLANES, TILE, Walk
+from kernels_pallas.selective_scan.tpu_tiles import AT_ONCE, CHUNK, LANES, PITCH, SUBLANES, TILE, Walk
 
 PARTS = SUBLANES * SUBLANES  # rows of a group's sums over tokens
 G = 0  # a block has one group
@@ -122,8 +122,8 @@ def add_up(refs: dict, chunk) -> None:
         parts, target = refs[f"d {name} rows"], refs[f"d {name}"]
         total, lane = jnp.zeros(target.shape[1:], jnp.float32), jax.lax.broadcasted_iota(jnp.int32, target.shape[1:], 1)
         for i in range(target.shape[2]):
-            at = i * SUBLANES * SUBLANES
-            over_sublanes = sum(parts[pl.ds(at + s, SUBLANES, stride=SUBLANES)] for s in range(SUBLANES))
+            at = i * SUBLANES * PITCH
+            over_sublanes = sum(parts[pl.ds(at + s, SUBLANES, stride=PITCH)] for s in range(SUBLANES))
             total = jnp.where(lane == i, jnp.sum(over_sublanes, 1, keepdims=True), total)
         target[chunk] = total
 

@@ -19,6 +19,7 @@ MOST = 1e30
 LANES = 128
 SUBLANES = 8
 CHANNELS = SUBLANES * LANES
+PITCH = 9  # sublanes from row to row: 8 would be in one bank of VMEM
 STATES = 16  # of a channel, at a time
 TILE = 64  # tokens; the states before every tile are kept
 CHUNK = 16  # tokens, of a packed register: what is spread, and computed of single numbers, at a time
@@ -98,7 +99,7 @@ def float32(*shape: int) -> jax.ShapeDtypeStruct:
 
 def rows(tokens: int, *more: int):
     """Room for the rows of so many tokens."""
-    return pltpu.VMEM((*more, tokens * SUBLANES, LANES), jnp.float32)
+    return pltpu.VMEM((*more, tokens * PITCH, LANES), jnp.float32)
 
 
 def columns(tokens: int, states: int):
@@ -108,8 +109,7 @@ def columns(tokens: int, states: int):
 
 def row(first, t: int) -> pl.Slice:
     """Where the row of the t-th token from `first` on is."""
-    start = (first + t) * SUBLANES
-    return pl.ds(start if isinstance(start, int) else pl.multiple_of(start, SUBLANES), SUBLANES)
+    return pl.ds((first + t) * PITCH, SUBLANES)
 
 
 def sublanes(group: int) -> Iterator[tuple[int, slice]]:
@@ -121,7 +121,7 @@ def sublanes(group: int) -> Iterator[tuple[int, slice]]:
 
 def spaced(first, sublane: int) -> pl.Slice:
     """That sublane of the rows of CHUNK tokens."""
-    return pl.ds(first * SUBLANES + sublane, CHUNK, stride=SUBLANES)
+    return pl.ds(first * PITCH + sublane, CHUNK, stride=PITCH)
 
 
 def spread(refs: dict, first, at) -> None:
