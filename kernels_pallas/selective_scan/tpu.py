@@ -19,7 +19,7 @@ from kernels_pallas.selective_scan.tpu_backward import backward
 from kernels_pallas.selective_scan.tpu_forward import Inputs, forward
 from kernels_pallas.selective_scan.tpu_tiles import CHANNELS, LANES, STATES, SUBLANES, TILE
 
-MOST_STATES = 128
+MOST_STATES = 64
 SAVED = "b c g s m i j"  # tiles, groups of channels, slices, states, sublanes, lanes
 
 
@@ -51,9 +51,9 @@ def _forward(given: dict, h: jax.Array, softplus: bool, save: bool = True):
     def local(*arrays):
         *arrays, h = arrays
         mine = dict(zip(given, arrays, strict=True))
-        (_, length, d), n, inputs = mine["x"].shape, h.shape[2], _inputs(mine, softplus)
-        y, last, *saved = forward(inputs, _registers(h), softplus, save)
-        return y[:, :length, :d], _from_registers(last, d, n), *saved
+        (_, length, d), n, inputs = mine["x"].shape, h.shape[2], in_tiles(mine, softplus)
+        y, last, *saved = forward(inputs, in_registers(h), softplus, save)
+        return y[:, :length, :d], from_registers(last, d, n), *saved
 
     results = ["b l d", "b d n", SAVED][: 2 + save]
     y, last, *saved = over_batch(local, _axes(given, "b d n"), ", ".join(results))(*given.values(), h)
@@ -68,10 +68,10 @@ def _backward(softplus: bool, residuals: tuple, cotangents: tuple):
     def local(*arrays):
         *arrays, saved, dy, d_last = arrays
         (_, length, d), n = dy.shape, d_last.shape[2]
-        inputs = _inputs(dict(zip(given, arrays, strict=True)), softplus)
+        inputs = in_tiles(dict(zip(given, arrays, strict=True)), softplus)
         dy = pad(dy, "b l d", dict(l=inputs.x.shape[1] - length, d=inputs.x.shape[2] - d))
-        out = backward(inputs, saved, dy, _registers(d_last), softplus)
-        out |= {name: _from_registers(out[name], d, n) for name in "hA"}
+        out = backward(inputs, saved, dy, in_registers(d_last), softplus)
+        out |= {name: from_registers(out[name], d, n) for name in "hA"}
         out |= {name: _over_channels(out[name], inputs.A.shape[2])[:, :length, :n] for name in "BC"}
         out |= {name: _over_tokens(out[name])[:, :d] for name in ("D", "dt_bias")}
         return tuple(out[name][:, :length, :d] if name in ("x", "dt", "z") else out[name] for name in bars)
@@ -90,7 +90,7 @@ def _axes(given: dict, *more: str) -> str:
     return ", ".join([*map(AXES.get, given), *more])
 
 
-def _inputs(given: dict, softplus: bool) -> Inputs:
+def in_tiles(given: dict, softplus: bool) -> Inputs:
     """All of it in whole tiles, groups and slices; what is added leaves the states alone."""
     (_, length, d), n = given["x"].shape, given["A"].shape[1]
     to, still = dict(l=-length % TILE, d=-d % CHANNELS), NEVER if softplus else 0.0
@@ -105,19 +105,19 @@ def _inputs(given: dict, softplus: bool) -> Inputs:
     if "forget" in v:
         forget = v["forget"][None, ..., None]
         B = jnp.concatenate([B, jnp.broadcast_to(forget, (*B.shape[:3], 1))], 3)
-    A = _registers(v["A"][None] * LOG_2_E)[0]
+    A = in_registers(v["A"][None] * LOG_2_E)[0]
     return Inputs(v["x"], v["dt"], A, B, C, v["D"][None], v["dt_bias"][None], v.get("z"))
 
 
-def _registers(h: jax.Array) -> jax.Array:
+def in_registers(h: jax.Array) -> jax.Array:
     """States (b, d, n) as (b, groups, slices, states, SUBLANES, LANES)."""
     states = min(h.shape[2], STATES)
     h = pad(h, "b d n", dict(d=-h.shape[1] % CHANNELS, n=-h.shape[2] % states))
     return jnp.moveaxis(h.reshape(len(h), -1, SUBLANES, LANES, h.shape[2] // states, states), (4, 5), (2, 3))
 
 
-def _from_registers(h: jax.Array, d: int, n: int) -> jax.Array:
-    """What `_registers` made of."""
+def from_registers(h: jax.Array, d: int, n: int) -> jax.Array:
+    """What `in_registers` made of."""
     h = jnp.moveaxis(h, (2, 3), (4, 5))
     return h.reshape(len(h), h.shape[1] * CHANNELS, -1)[:, :d, :n]
 

@@ -43,8 +43,8 @@ def backward(inputs: Inputs, saved: jax.Array, dy: jax.Array, d_last: jax.Array,
     scratch |= {"states": pltpu.VMEM((TILE + 1, walk.states, SUBLANES, LANES), jnp.float32)}
     scratch |= {"state": pltpu.VMEM((walk.states, SUBLANES, LANES), jnp.float32)}
 
-    def kernel(refs):
-        @pl.when((pl.program_id(2) == 0) & (pl.program_id(3) == 0))
+    def kernel(step, part, refs):
+        @pl.when((step == 0) & (part == 0))
         def _():
             refs["d h"][...] = refs["d last"][...]
             for name in ("d A", "d D", "d dt_bias"):
@@ -57,14 +57,14 @@ def backward(inputs: Inputs, saved: jax.Array, dy: jax.Array, d_last: jax.Array,
             tiles.spread(refs, first, first)
             drive(refs, G, first, first, softplus)
             kept = refs["states"].at[pl.ds(first + 1, CHUNK)]
-            advance(refs, walk, G, first, refs["state"], first if "z" in refs else None, kept)
+            advance(refs, walk, G, part, first, refs["state"], first if "z" in refs else None, kept)
             ungate(refs, first)
 
         def back(i, _):
             first = pl.multiple_of(TILE - (i + 1) * CHUNK, CHUNK)
-            send_back(refs, walk, first)
+            send_back(refs, walk, part, first)
             add_up(refs, TILE // CHUNK - 1 - i)
-            leave(refs, walk, first, softplus)
+            leave(refs, part == walk.slices - 1, first, softplus)
 
         jax.lax.fori_loop(0, TILE // CHUNK, again, None)
         jax.lax.fori_loop(0, TILE // CHUNK, back, None)
@@ -80,17 +80,17 @@ def ungate(refs: dict, first) -> None:
         dy = refs["dy"][tokens, channels].astype(jnp.float32)
         if "z" in refs:
             z, x = (refs[name][tokens, channels].astype(jnp.float32) for name in "zx")
-            y = refs["y rows"][G, tiles.spaced(first, s)] + refs["D"][:, channels] * x
+            y = refs["y rows"].at[G][tiles.spaced(first, s)] + refs["D"][:, channels] * x
             gate = tiles.sigmoid(z)
             refs["d z"][tokens, channels] = (dy * y * gate * (1 + z * (1 - gate))).astype(refs["d z"].dtype)
             dy *= z * gate
-        refs["dy rows"][G, tiles.spaced(first, s)] = dy
+        refs["dy rows"].at[G][tiles.spaced(first, s)] = dy
 
 
-def send_back(refs: dict, walk: Walk, first) -> None:
+def send_back(refs: dict, walk: Walk, part, first) -> None:
     """Takes the cotangents of the state across a chunk."""
     n_range, B, C = range(walk.states), refs["B columns"], refs["C columns"]
-    g_ref, d_A_ref = (refs[name].at[G, pl.program_id(3)] for name in ("d h", "d A"))
+    g_ref, d_A_ref = (refs[name].at[G, part] for name in ("d h", "d A"))
 
     def some(k, carry):
         g, d_A = map(list, carry)
@@ -107,7 +107,7 @@ def send_back(refs: dict, walk: Walk, first) -> None:
                 d_exponent += sent * refs["A"][G, n]
                 d_A[n] += sent * dt
             for name, value in (("d u", d_u), ("d exponent", d_exponent)):
-                walk.add(refs[f"{name} rows"].at[G, tiles.row(first, t)], value)
+                walk.add(part, refs[f"{name} rows"].at[G, tiles.row(first, t)], value)
         return tuple(g), tuple(d_A)
 
     carry = tuple(tuple(ref[n] for n in n_range) for ref in (g_ref, d_A_ref))
@@ -128,18 +128,18 @@ def add_up(refs: dict, chunk) -> None:
         target[chunk] = total
 
 
-def leave(refs: dict, walk: Walk, first, softplus: bool) -> None:
-    """The cotangents of x and dt of a chunk; those of D and dt_bias when all slices have been added."""
-    tokens, complete = pl.ds(first, CHUNK), pl.program_id(3) == walk.slices - 1
+def leave(refs: dict, complete, first, softplus: bool) -> None:
+    """The cotangents of x and dt of a chunk; those of D and dt_bias where it is complete, of all slices."""
+    tokens = pl.ds(first, CHUNK)
     for s, channels in tiles.sublanes(G):
         names = "dt", "dy", "d u", "d exponent"
-        dt, dy, d_u, d_exponent = (refs[f"{name} rows"][G, tiles.spaced(first, s)] for name in names)
+        dt, dy, d_u, d_exponent = (refs[f"{name} rows"].at[G][tiles.spaced(first, s)] for name in names)
         x, D = refs["x"][tokens, channels].astype(jnp.float32), refs["D"][:, channels]
         d_dt = d_exponent / LOG_2_E + d_u * x
         if softplus:
-            d_dt *= tiles.sigmoid(refs["dt"][tokens, channels].astype(jnp.float32) + refs["dt_bias"][:, channels])
+            d_dt *= jax.nn.sigmoid(refs["dt"][tokens, channels].astype(jnp.float32) + refs["dt_bias"][:, channels])
         refs["d x"][tokens, channels] = (d_u * dt + D * dy).astype(refs["d x"].dtype)
         refs["d dt"][tokens, channels] = d_dt.astype(refs["d dt"].dtype)
         for name, value in (("d D", dy * x), ("d dt_bias", d_dt)):
             at = pl.ds(s * SUBLANES, SUBLANES)
-            refs[name][G, at] += jnp.where(complete, value[:SUBLANES] + value[SUBLANES:], 0.0)
+            refs[name][G, at] += jnp.where(complete, value.reshape(-1, SUBLANES, LANES).sum(0), 0.0)

@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def forward(inputs: Inputs, h: jax.Array, softplus: bool, save: bool) -> list[jax.Array]:
+def forward(inputs: Inputs, h: jax.Array, softplus: bool, save: bool) -> tuple[jax.Array, ...]:
     """y, the state after the last token, and the states before every tile where they are to be saved.
 
     h: (b, groups, slices, states, 8, 128), the state before the first.
@@ -47,14 +47,14 @@ def forward(inputs: Inputs, h: jax.Array, softplus: bool, save: bool) -> list[ja
     scratch |= {"y rows": tiles.rows(TILE * walk.block_tiles, walk.block_groups)}
     scratch |= {f"{name} columns": tiles.columns(CHUNK, getattr(inputs, name).shape[3]) for name in "BC"}
 
-    def kernel(refs):
-        @pl.when((pl.program_id(2) == 0) & (pl.program_id(3) == 0))
+    def kernel(step, part, refs):
+        @pl.when((step == 0) & (part == 0))
         def _():
             refs["last"][...] = refs["h"][...]
 
         def tile(k, _):
             for g in groups if save else ():
-                refs["states"][k, g] = refs["last"][g, pl.program_id(3)]
+                refs["states"][k, g] = refs["last"][g, part]
 
             def chunk(i, _):
                 first = pl.multiple_of(k * TILE + i * CHUNK, CHUNK)
@@ -62,7 +62,7 @@ def forward(inputs: Inputs, h: jax.Array, softplus: bool, save: bool) -> list[ja
                 for g in groups:
                     drive(refs, g, first, 0, softplus)
                 for g in groups:
-                    advance(refs, walk, g, 0, refs["last"].at[g, pl.program_id(3)], first)
+                    advance(refs, walk, g, part, 0, refs["last"].at[g, part], first)
                 for g in groups:
                     leave(refs, g, first)
 
@@ -79,11 +79,11 @@ def drive(refs: dict, g: int, first, at, softplus: bool) -> None:
     for s, channels in tiles.sublanes(g):
         dt = refs["dt"][tokens, channels].astype(jnp.float32) + refs["dt_bias"][:, channels]
         dt = fused.softplus(dt) if softplus else dt
-        refs["dt rows"][g, tiles.spaced(at, s)] = dt
-        refs["u rows"][g, tiles.spaced(at, s)] = dt * refs["x"][tokens, channels].astype(jnp.float32)
+        refs["dt rows"].at[g][tiles.spaced(at, s)] = dt
+        refs["u rows"].at[g][tiles.spaced(at, s)] = dt * refs["x"][tokens, channels].astype(jnp.float32)
 
 
-def advance(refs: dict, walk: Walk, g: int, at, state, first=None, kept=None) -> None:
+def advance(refs: dict, walk: Walk, g: int, part, at, state, first=None, kept=None) -> None:
     """Takes the state across a chunk; with `first`, what its tokens read of it to the rows of y from there on.
 
     at: where the chunk's rows of dt and u and its columns begin. kept: room for the states after each of its tokens.
@@ -101,7 +101,7 @@ def advance(refs: dict, walk: Walk, g: int, at, state, first=None, kept=None) ->
                 if kept is not None:
                     kept[t, n] = h[n]
             if first is not None:
-                walk.add(refs["y rows"].at[g, tiles.row(first, t)], y)
+                walk.add(part, refs["y rows"].at[g, tiles.row(first, t)], y)
         return tuple(h)
 
     h = jax.lax.fori_loop(0, CHUNK // AT_ONCE, some, tuple(state[n] for n in n_range))
@@ -109,7 +109,7 @@ def advance(refs: dict, walk: Walk, g: int, at, state, first=None, kept=None) ->
         state[n] = h[n]
 
 
-def decay(refs: dict, walk: Walk, g: int, n: int, t: int, dt: jax.Array) -> jax.Array:
+def decay(refs: dict, walk: Walk, g: int, n: int, t, dt: jax.Array) -> jax.Array:
     """e^{dt A}, or 0."""
     exponent, columns = dt * refs["A"][g, n], refs["B columns"]
     forgets = columns.shape[0] > walk.states
@@ -120,7 +120,7 @@ def leave(refs: dict, g: int, first) -> None:
     """y of a chunk."""
     tokens = pl.ds(first, CHUNK)
     for s, channels in tiles.sublanes(g):
-        y = refs["y rows"][g, tiles.spaced(first, s)]
+        y = refs["y rows"].at[g][tiles.spaced(first, s)]
         y += refs["D"][:, channels] * refs["x"][tokens, channels].astype(jnp.float32)
         if "z" in refs:
             z = refs["z"][tokens, channels].astype(jnp.float32)
