@@ -33,10 +33,11 @@ def backward(inputs: Inputs, saved: jax.Array, dy: jax.Array, d_last: jax.Array,
     given = inputs.kinds() | {"dy": ("tokens", dy), "saved": ("states", saved), "d last": ("state", d_last)}
     outputs = {f"d {name}": ("tokens", given[name][1]) for name in ("x", "dt", "z") if name in given}
     outputs |= {"d h": ("state", d_last), "d A": ("state", d_last)}
-    by_token = walk.batch, walk.groups, walk.tiles, walk.slices, TILE // CHUNK, SUBLANES, CHUNK * walk.states // SUBLANES
-    outputs |= {f"d {name}": ("sums", tiles.float32(*by_token)) for name in "BC"}
-    sums = tiles.float32(walk.batch, walk.groups, PARTS, LANES)
-    outputs |= {f"d {name}": ("parts", sums) for name in ("D", "dt_bias")}
+    of_chunk = TILE // CHUNK, SUBLANES, CHUNK * walk.states // SUBLANES
+    of_tokens = tiles.float32(walk.batch, walk.groups, walk.tiles, walk.slices, *of_chunk)
+    of_channels = tiles.float32(walk.batch, walk.groups, PARTS, LANES)
+    outputs |= {f"d {name}": ("of tokens", of_tokens) for name in "BC"}
+    outputs |= {f"d {name}": ("of channels", of_channels) for name in ("D", "dt_bias")}
     scratch = {f"{name} rows": tiles.rows(TILE, 1) for name in ("dt", "u", "y", "dy", "d u", "d exponent")}
     scratch |= {f"{name} columns": tiles.columns(TILE, getattr(inputs, name).shape[3]) for name in "BC"}
     scratch |= {f"d {name} rows": tiles.rows(CHUNK * walk.states) for name in "BC"}

@@ -2,7 +2,7 @@
 
 A row is one number of each of CHANNELS channels of a token: a register, 8 by 128, in which the recurrence works. In
 the arrays 16 tokens of 128 channels are next to each other; so what is a function of single numbers is computed there,
-and written to every eighth sublane of as many rows.
+and written to one sublane of as many rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ STATES = 16  # of a channel, at a time
 TILE = 64  # tokens; the states before every tile are kept
 CHUNK = 16  # tokens, of a packed register: what is spread, and computed of single numbers, at a time
 AT_ONCE = 4  # tokens that states are walked across without a branch: with more, registers spill
+
 
 class Walk(NamedTuple):
     """The grid: batch rows and blocks of channels in any order, for each tile after tile, for each slices of states."""
@@ -53,7 +54,7 @@ class Walk(NamedTuple):
         ref[...] = value
 
     def launch(self, body: Callable, inputs: dict, outputs: dict, scratch: dict) -> tuple:
-        """body(step, slice, all refs by name), the inputs and outputs given as the kind of their blocks and the array or its like."""
+        """body(step, slice, all refs by name); inputs and outputs are given as the kind of their blocks and an array."""
         names = (*inputs, *outputs, *scratch)
         at = lambda t: self.steps - 1 - t if self.backwards else t  # noqa: E731
         registers, g, k = (self.states, SUBLANES, LANES), self.block_groups, self.block_tiles
@@ -73,7 +74,7 @@ class Walk(NamedTuple):
             if kind == "states":
                 block = (None, k, g, None, *registers)
                 return pl.BlockSpec(block, lambda i, j, t, s: (i, at(t), j, s, 0, 0, 0))
-            if kind == "sums":  # over channels, of every token and state
+            if kind == "of tokens":  # sums over channels
                 return pl.BlockSpec((None,) * 4 + like.shape[4:], lambda i, j, t, s: (i, j, at(t), s, 0, 0, 0))
             return pl.BlockSpec((None, g, *like.shape[2:]), lambda i, j, t, s: (i, j, 0, 0))
 
