@@ -54,7 +54,7 @@ class Walk(NamedTuple):
         ref[...] = value
 
     def launch(self, body: Callable, inputs: dict, outputs: dict, scratch: dict) -> tuple:
-        """body(step, slice, all refs by name); inputs and outputs are given as the kind of their blocks and an array."""
+        """body(step, slice, all refs by name); inputs and outputs are given as the kind of their blocks and arrays."""
         names = (*inputs, *outputs, *scratch)
         at = lambda t: self.steps - 1 - t if self.backwards else t  # noqa: E731
         registers, g, k = (self.states, SUBLANES, LANES), self.block_groups, self.block_tiles
