@@ -36,8 +36,9 @@ def selective_scan(
 
     dt: time of each token, as it is or of softplus(dt + dt_bias). A: eigenvalues in 1/time. z: gates y, where given.
     initial_state: zeros by default. reset: True at tokens that forget the states before them. chunk_size: of "xla", in
-    tokens; its gradient keeps one state a chunk. "gpu", the kernel for Hopper GPUs, keeps one in 64 tokens, and sums
-    the gradients of B and C over channels as bfloat16 products where y's cotangent is bfloat16.
+    tokens; its gradient keeps one state a chunk. "gpu", the kernel for Hopper GPUs, and "tpu" keep one in 64 tokens;
+    "gpu" sums the gradients of B and C over channels as bfloat16 products where y's cotangent is bfloat16, and "tpu"
+    takes at most 64 states a channel.
     Computed in A's dtype, float32 or better, which the state has; y has x's.
     Raises ValueError naming the argument whose shape or value does not fit, or an unknown implementation.
     """

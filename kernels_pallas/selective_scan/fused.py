@@ -1,4 +1,4 @@
-"""What the kernels of all backends share: what they refuse, how they pad, and a softplus of few instructions."""
+"""What the kernels of all backends share: what they take and refuse, how they pad, and a softplus."""
 
 import math
 
@@ -21,6 +21,19 @@ def refusal(x, dt, A, z) -> str:
     return "" if A.dtype == jnp.float32 else f"A is {A.dtype}; it takes float32"
 
 
+def present(x, dt, A, B, C, D, dt_bias, z, reset, softplus: bool) -> dict:
+    """Those of the arrays that there are, by the names of AXES; what is not streamed in float32.
+
+    D and dt_bias are 0 where they are None; forget, of reset, is -inf at tokens that forget the states before them.
+    """
+    if dt_bias is not None and not softplus:  # it would move the padding, which must take no time
+        dt, dt_bias = dt.astype(jnp.float32) + dt_bias.astype(jnp.float32)[None, None], None
+    B, C, D, dt_bias = (jnp.zeros(x.shape[2]) if v is None else v.astype(jnp.float32) for v in (B, C, D, dt_bias))
+    forget = None if reset is None else jnp.where(reset, -jnp.inf, 0.0)
+    arrays = dict(x=x, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, z=z, forget=forget)
+    return {name: value for name, value in arrays.items() if value is not None}
+
+
 def pad(v: jax.Array, axes: str, to: dict, value: float = 0.0) -> jax.Array:
     """v with `to` more of each of its axes."""
     widths = [(0, to.get(axis, 0)) for axis in axes.split()]
@@ -28,7 +41,7 @@ def pad(v: jax.Array, axes: str, to: dict, value: float = 0.0) -> jax.Array:
 
 
 def softplus(x):
-    """log(1 + e^x), as exact for small ones as for large."""
+    """log(1 + e^x) of few instructions, as exact for small ones as for large."""
     e = jnp.exp2(-LOG_2_E * jnp.abs(x))
     total = jnp.full_like(x, LOG_1_PLUS[-1])
     for coefficient in LOG_1_PLUS[-2::-1]:

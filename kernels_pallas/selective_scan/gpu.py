@@ -14,28 +14,28 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels_pallas.partition import over_batch
-from kernels_pallas.selective_scan.fused import AXES, LOG_2_E, NEVER, pad, refusal  # noqa: F401
+from kernels_pallas.selective_scan import fused
+from kernels_pallas.selective_scan.fused import AXES, LOG_2_E, NEVER, pad
 from kernels_pallas.selective_scan.gpu_backward import backward
 from kernels_pallas.selective_scan.gpu_forward import Inputs, forward, summaries
 from kernels_pallas.selective_scan.gpu_tiles import TILE, multiples
 
 STATES = (16, 32)  # that a kernel takes; of more, several do
+refusal = fused.refusal
 
 
 def run(x, dt, A, B, C, D, dt_bias, z, reset, h, softplus: bool) -> tuple[jax.Array, jax.Array]:
     """y, and the state after the last token; D, dt_bias, z and reset may be None."""
     d, most = x.shape[2], STATES[-1]
-    if dt_bias is not None and not softplus:  # it would move the padding, which must take no time
-        dt, dt_bias = dt.astype(jnp.float32) + dt_bias.astype(jnp.float32)[None, None], None
-    B, C, D, dt_bias = (jnp.zeros(d) if v is None else v.astype(jnp.float32) for v in (B, C, D, dt_bias))
-    forget = None if reset is None else jnp.where(reset, -jnp.inf, 0.0)
-    inputs = Inputs(x, dt, A, B, C, D, dt_bias, z, forget)
+    inputs = Inputs(**fused.present(x, dt, A, B, C, D, dt_bias, z, reset, softplus))
     if A.shape[1] <= most:
         return _run(inputs, h, softplus)
     y, ends = jnp.zeros(x.shape, jnp.float32), []
     for start in range(0, A.shape[1], most):
         part = lambda v: v[..., start : start + most]  # noqa: B023,E731
-        some = inputs._replace(A=part(A), B=part(B), C=part(C), D=jnp.zeros(d) if start else D, z=None)
+        some = inputs._replace(
+            A=part(A), B=part(inputs.B), C=part(inputs.C), D=jnp.zeros(d) if start else inputs.D, z=None
+        )
         read, end = _run(some, part(h), softplus)
         y += read.astype(jnp.float32)
         ends.append(end)

@@ -32,12 +32,7 @@ def refusal(x, dt, A, z) -> str:
 
 def run(x, dt, A, B, C, D, dt_bias, z, reset, h, softplus: bool) -> tuple[jax.Array, jax.Array]:
     """y, and the state after the last token; D, dt_bias, z and reset may be None."""
-    if dt_bias is not None and not softplus:  # it would move the padding, which must take no time
-        dt, dt_bias = dt.astype(jnp.float32) + dt_bias.astype(jnp.float32)[None, None], None
-    B, C, D, dt_bias = (jnp.zeros(x.shape[2]) if v is None else v.astype(jnp.float32) for v in (B, C, D, dt_bias))
-    forget = None if reset is None else jnp.where(reset, -jnp.inf, 0.0)
-    given = dict(x=x, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, z=z, forget=forget)
-    return _run({name: value for name, value in given.items() if value is not None}, h, softplus)
+    return _run(fused.present(x, dt, A, B, C, D, dt_bias, z, reset, softplus), h, softplus)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

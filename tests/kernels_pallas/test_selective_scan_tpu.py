@@ -26,7 +26,8 @@ def given(batch, length, d, n, dtype, gated, forgets):
     given = dict(x=tokens, dt=tokens, A=like((d, n)), B=states, C=states, D=like((d,)), dt_bias=like((d,)))
     return given | (dict(z=tokens) if gated else {}) | (dict(forget=like((batch, length))) if forgets else {})
 
-for shape in ((8, 4096, 2048, 16, "bfloat16", True, False), (1, 4096, 2048, 64, "float32", True, True)):
+benchmark, largest = (8, 4096, 2048, 16, "bfloat16", True, False), (8, 4096, 2048, 64, "float32", True, True)
+for shape in (benchmark, largest) if sys.argv[1].startswith("v4") else (benchmark,):
     arrays = given(*shape)
     inputs = jax.eval_shape(lambda given: tpu.in_tiles(given, True), arrays)
     h = jax.eval_shape(tpu.in_registers, like((shape[0], shape[2], shape[3])))
@@ -60,9 +61,9 @@ def problem(rng, batch, length, d, n, gated):
 
 
 CASES = {  # dtype, batch, length, channels, states, softplus, gated, resets; bounds of outputs and of gradients
-    "two slices of states, a ragged length": ("float32", 2, 33, 5, 3, True, True, True, 1e-6, 1e-6),
-    "two groups of channels in bfloat16": ("bfloat16", 1, 16, 1100, 2, False, False, False, 4e-3, 4e-3),
-    "one token": ("float32", 1, 1, 3, 1, True, False, True, 1e-6, 1e-6),
+    "two slices of states, a ragged length": ("float32", 1, 33, 5, 3, True, True, True, 1e-6, 1e-6),
+    "two groups of channels in bfloat16": ("bfloat16", 1, 16, 1100, 2, False, True, False, 4e-3, 4e-3),
+    "one token, two rows": ("float32", 2, 1, 3, 1, True, False, True, 1e-6, 1e-6),
 }
 
 
@@ -145,5 +146,5 @@ def test_what_does_not_fit_is_refused(simulated):
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_the_tpu_compiler_takes_them(topology):
-    """Blocks that VMEM cannot hold, and operations that Mosaic lacks, fail here."""
+    """Blocks that VMEM cannot hold, and operations that Mosaic lacks, fail here; v4 has the least VMEM."""
     compiles(COMPILE, topology)
