@@ -24,7 +24,7 @@ AT_ONCE = 4  # tokens that states are walked across without a branch: with more,
 
 
 class Walk(NamedTuple):
-    """The grid: batch rows and blocks of channels in any order, and for each tile after tile, of all slices of states."""
+    """The grid: batch rows and blocks of channels in any order; of each, tile after tile, of each slice after slice."""
 
     batch: int
     tiles: int
