@@ -80,6 +80,7 @@ CASES = {  # batch, length, rank, heads, channels, groups, states; what else is 
     "two heads of a group, a state between chunks": (1, 128, None, 2, 64, 1, 64, "dD"),
     "a ragged length, padded states, two blocks of channels, two lanes": (1, 33, 2, 1, 128, 1, 16, "D"),
     "a group a head, two blocks of states, gated": (1, 65, None, 2, 32, 2, 128, ("d", "z", "each")),
+    "two walks, one of padded states, gated": (1, 33, None, 1, 32, 1, 144, ("d", "z", "D")),
 }
 
 
@@ -138,7 +139,7 @@ def test_what_does_not_fit_is_refused(simulated):
         (dict(x=x.astype(jnp.float32)), "x is float32, and its products are of bfloat16"),
         (dict(z=x.astype(jnp.float32)), "z is float32"),
         (dict(x=x[..., :48]), "a head has 48 channels, not one of 32, 64, 128"),
-        (dict(B=jnp.zeros((1, 8, 1, 129), jnp.bfloat16)), "there are 129 states, more than 128"),
+        (dict(B=jnp.zeros((1, 8, 1, 257), jnp.bfloat16)), "there are 257 states, more than 256"),
         (dict(x=lanes(x), B=lanes(B), C=lanes(B)), "the rank is 3, which does not divide 64"),
     ]:
         assert message in gpu.refusal(**(dict(x=x, B=B, C=B, z=None) | change))
