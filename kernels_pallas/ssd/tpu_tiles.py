@@ -1,0 +1,234 @@
+r"""How a TPU walks state space duality: heads in lanes, rows of a sequence in sublanes, chunk after chunk of 128 rows.
+
+A row is a token, or one of the r that a token has. A tile is the 128 lanes of as many heads as fill them with their
+channels, `together`. What its rows say to each other is packed alike: in block j of rows, of which a chunk has
+`together` too, lane i is row j p + i mod p of head i div p, so that the same lanes belong to the same head everywhere.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+Q = LANES = 128  # rows of a chunk, and lanes of a tile
+WIDTH = 1024  # lanes of a block of heads, at most
+SPAN = 4  # chunks that are fetched at once, at most; between them the forward pass keeps states
+BLOCK_BYTES = 10 * 2**20  # of all blocks of the backward pass, two of each in flight; VMEM has 16 MiB or more
+LEAST = -192.0  # of a log2 decay: its power of 2 is 0 in float32, and sums of it are finite
+LOG2_E = np.float32(np.log2(np.e))
+
+
+class Walk(NamedTuple):
+    """The grid: sequences and blocks of heads in any order, and for each span after span of chunks."""
+
+    p: int
+    n: int
+    rank: int
+    together: int  # heads of a tile
+    groups: int  # that a tile reads
+    tiles: int  # of a block
+    shares: int  # blocks that read the same groups
+    chunks: int  # of a span
+    grid: tuple[int, int, int]
+    reverse: bool = False
+
+    @classmethod
+    def of(cls, x: jax.Array, B: jax.Array, z: jax.Array | None, rank: int) -> "Walk":
+        """The walk over x (b, l, h, p), l whole chunks, and B (b, l, g, n): the largest blocks that fit."""
+        (batch, length, heads, p), (groups, n) = x.shape, B.shape[2:]
+        together, chunks = LANES // p, length // Q
+        of_group = max(1, heads // groups // together)  # tiles
+
+        def size(tiles: int, span: int) -> int:
+            width, size = tiles * LANES, x.dtype.itemsize
+            tokens = 2 * span * Q * ((3 + 2 * (z is not None)) * width * size + 2 * n * (size + 4))
+            return tokens + n * width * (6 * 4 + 4 + span * size)
+
+        tiles, span = max(
+            (
+                (tiles, span)
+                for tiles in range(1, WIDTH // LANES + 1)
+                for span in range(1, SPAN + 1)
+                if of_group % tiles == 0 and chunks % span == 0 and (size(tiles, span) <= BLOCK_BYTES or tiles == span == 1)
+            ),
+            key=lambda found: (found[0] * found[1], found[0]),
+        )
+        grid = batch, heads // together // tiles, chunks // span
+        shares = of_group // tiles
+        return cls(p, n, rank, together, max(1, groups * together // heads), tiles, shares, span, grid)
+
+    @property
+    def heads(self) -> int:
+        """Of a block."""
+        return self.tiles * self.together
+
+    def launch(self, body: Callable, inputs: list[tuple], outputs: list[tuple], scratch: list) -> tuple:
+        """body(refs), each array or shape given as the kind of its blocks and it."""
+        step = lambda t: self.grid[2] - 1 - t if self.reverse else t  # noqa: E731
+        rows, width, states = self.chunks * Q, self.tiles * LANES, self.groups * self.n
+        kinds = {  # block, which block
+            "rows": ((None, rows, width), lambda i, j, t: (i, step(t), j)),
+            "group": ((None, rows, states), lambda i, j, t: (i, step(t), j // self.shares)),
+            "share": ((None, None, rows, states), lambda i, j, t: (i, j % self.shares, step(t), j // self.shares)),
+            "state": ((None, self.n, width), lambda i, j, t: (i, 0, j)),
+            "states": ((None, None, self.n, width), lambda i, j, t: (i, step(t), 0, j)),
+            "sum": ((None, 8, width), lambda i, j, t: (i, 0, j)),
+            "head": ((1, width), lambda i, j, t: (0, j)),
+        }
+
+        def spec(kind: str, like) -> pl.BlockSpec:
+            if kind == "gates":
+                block = (None, None, self.chunks, *like.shape[3:])
+                return pl.BlockSpec(block, lambda i, j, t: (i, j, step(t), 0, 0))
+            return pl.BlockSpec(*kinds[kind])
+
+        return pl.pallas_call(
+            body,
+            grid=self.grid,
+            in_specs=[spec(*x) for x in inputs],
+            out_specs=[spec(*x) for x in outputs],
+            out_shape=tuple(like for _, like in outputs),
+            scratch_shapes=scratch,
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        )(*(x for _, x in inputs))
+
+    def gates(self, a: jax.Array, dt: jax.Array) -> jax.Array:
+        """(b, blocks, c, 3 heads, q): log2 decays from the start of the chunk to every row, dt, the first as packed."""
+        a, dt = (v.reshape(v.shape[0], -1, Q, self.grid[1], self.heads) for v in (clipped(a), dt))
+        sums = jnp.einsum("bcqkh,iq->bkchi", a, np.tril(np.ones((Q, Q), np.float32)), precision="highest")
+        packed = sums.reshape(*sums.shape[:3], self.tiles, self.together, self.together, self.p)
+        packed = jnp.swapaxes(packed, 4, 5).reshape(sums.shape)
+        return jnp.concatenate([sums, jnp.transpose(dt, (0, 3, 1, 4, 2)), packed], 3)
+
+    def blocks(self) -> list[tuple[int, slice, slice]]:
+        """(j, its rows, all rows that see them) of the blocks of rows that are packed into the lanes."""
+        return [(j, slice(j * self.p, (j + 1) * self.p), slice(j * self.p, Q)) for j in range(self.together)]
+
+    def head(self, rows: int) -> jax.Array:
+        """Of every lane of a tile."""
+        lane = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
+        return jax.lax.shift_right_logical(lane, self.p.bit_length() - 1)
+
+    def scratch(self, dtype: jnp.dtype) -> list:
+        """For a chunk: its gates as columns, what B and C say to each other as packed, and B's or C's rows as columns."""
+        scores = pltpu.VMEM((self.together, Q, LANES), jnp.float32)
+        return [pltpu.VMEM((Q, LANES), jnp.float32), scores, pltpu.VMEM((self.groups * self.n, Q), dtype)]
+
+    def scores(self, ref, B: jax.Array, C: jax.Array) -> None:
+        """C B^T, of what rows see, as packed; B and C (q, groups n)."""
+        for j, block, below in self.blocks():
+            of_group = lambda _, n, block=block, below=below: dot(C[below, n], self.copies(B[block, n]), (1, 1))  # noqa: E731
+            ref[j, below] = self.seen(self.by_group(of_group))
+
+    def inside(self, scores_ref, gate: "Gates", x: jax.Array) -> jax.Array:
+        """What the rows of a tile read of each other, x (q, lanes) scaled by dt."""
+        blocks = [0.0] * self.together
+        for j, block, below in self.blocks():
+            weight = (scores_ref[j, below] * gate.decay(j)).astype(x.dtype)
+            found = dot(weight, self.apart(x[block]))
+            for i in range(j, self.together):
+                blocks[i] += found[(i - j) * self.p : (i - j + 1) * self.p]
+        return jnp.concatenate(blocks)
+
+    def read(self, C: jax.Array, state: jax.Array) -> jax.Array:
+        """C's rows (q, groups n) times a tile's state (n, lanes)."""
+        return self.by_group(lambda _, n: dot(C[:, n], state))
+
+    def write(self, keys_ref, gate: "Gates", state: jax.Array, x: jax.Array) -> jax.Array:
+        """The state after the chunk, of keys (groups n, q) and weighted x (q, lanes)."""
+        return state * gate.through + self.by_group(lambda _, n: dot(keys_ref[n], x))
+
+    def by_group(self, function: Callable) -> jax.Array:
+        """function(g, its states in a block's lanes), in the lanes of the heads that read g."""
+        states = [slice(g * self.n, (g + 1) * self.n) for g in range(self.groups)]
+        total = function(0, states[0])
+        for g in range(1, self.groups):
+            total = jnp.where(self.head(len(total)) >= g * (self.together // self.groups), function(g, states[g]), total)
+        return total
+
+    def own(self, g: int, v: jax.Array) -> jax.Array:
+        """v, and 0 in the lanes of heads that do not read group g."""
+        if self.groups == 1:
+            return v
+        each = self.together // self.groups
+        return jnp.where((self.head(len(v)) >= g * each) & (self.head(len(v)) < (g + 1) * each), v, 0)
+
+    def seen(self, v: jax.Array) -> jax.Array:
+        """v (rows that see block j, rows of the block as packed), and 0 where a row's token is before."""
+        row = jax.lax.broadcasted_iota(jnp.int32, v.shape, 0) | (self.rank - 1)
+        lane = jax.lax.broadcasted_iota(jnp.int32, v.shape, 1) & (self.p - 1)
+        return jnp.where(row >= lane, v, 0)
+
+    def copies(self, v: jax.Array) -> jax.Array:
+        """A block's rows once for every head."""
+        return jnp.concatenate([v] * self.together)
+
+    def apart(self, v: jax.Array) -> jax.Array:
+        """A block's rows (p, lanes) once for every head, each in the lanes of its own: (heads p, lanes)."""
+        if self.together == 1:
+            return v
+        head = self.head(len(v))
+        return jnp.concatenate([jnp.where(head == i, v, jnp.zeros_like(v)) for i in range(self.together)])
+
+    def joined(self, v: jax.Array) -> jax.Array:
+        """Of rows (heads p, lanes), each head's in the lanes of its own: (p, lanes)."""
+        head, total = self.head(self.p), v[: self.p]
+        for i in range(1, self.together):
+            total = jnp.where(head == i, v[i * self.p : (i + 1) * self.p], total)
+        return total
+
+
+class Gates(NamedTuple):
+    """Of a tile's rows, (q, lanes) in the lanes of every head."""
+
+    sums: jax.Array  # log2 decays from the start of the chunk
+    dt: jax.Array
+    packed: list[jax.Array]  # the sums of the rows of every block, (1, lanes)
+
+    @classmethod
+    def of(cls, walk: Walk, rows_ref, columns_ref, t) -> "Gates":
+        """Of tile t; rows_ref as `Walk.gates` has them for the chunk, columns_ref as `columns` has."""
+        columns, head = columns_ref[...], t * walk.together + walk.head(Q)
+        at = lambda i: jnp.take_along_axis(columns, head + i, 1, mode="promise_in_bounds")  # noqa: E731
+        packed = [rows_ref[pl.ds(2 * walk.heads + t * walk.together + j, 1)] for j in range(walk.together)]
+        return cls(at(0), at(walk.heads), packed)
+
+    def decay(self, j: int) -> jax.Array:
+        """What is left at every row, from block j on, of what entered at the rows of block j, as packed."""
+        p = Q // len(self.packed)
+        same, later = (self.sums[rows] - self.packed[j] for rows in (slice(j * p, (j + 1) * p), slice((j + 1) * p, Q)))
+        same = jnp.minimum(same, 0)  # rows that do not see each other have finite numbers too
+        return jnp.exp2(same if j + 1 == len(self.packed) else jnp.concatenate([same, later]))
+
+    @property
+    def to_here(self) -> jax.Array:
+        return jnp.exp2(self.sums)
+
+    @property
+    def to_end(self) -> jax.Array:
+        return jnp.exp2(self.sums[Q - 1 :] - self.sums)
+
+    @property
+    def through(self) -> jax.Array:
+        return jnp.exp2(self.sums[Q - 1 :])
+
+
+def clipped(a: jax.Array) -> jax.Array:
+    """The log2 decay."""
+    return jnp.maximum(a.astype(jnp.float32) * LOG2_E, LEAST)
+
+
+def columns(rows: jax.Array) -> jax.Array:
+    """Rows (at most 128, q) as columns (q, 128)."""
+    return jnp.concatenate([rows, jnp.zeros((LANES - len(rows), Q), rows.dtype)]).T
+
+
+def dot(left: jax.Array, right: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.Array:
+    """Their product over an axis of each, in float32."""
+    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    dimensions = ((over[:1], over[1:]), ((), ()))
+    return jax.lax.dot_general(left, right, dimensions, precision=precision, preferred_element_type=jnp.float32)
