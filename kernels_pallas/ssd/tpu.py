@@ -9,17 +9,18 @@ sum is finite. Under shard_map both kernels need check_vma=False.
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.partition import over_batch
 from kernels_pallas.ssd import tpu_backward
-from kernels_pallas.ssd.tpu_tiles import LANES, Gates, Q, Walk, columns, dot
+from kernels_pallas.ssd.tpu_tiles import LANES, Gates, Q, Walk, chunk, flat, like
 
 CHANNELS, STATES = (32, 64, 128), 256
+AT_ONCE = 8  # tiles whose latencies overlap, at most
 
 
 def refusal(x, B, C, z) -> str:
@@ -99,47 +100,39 @@ def forward(x, gates, B, C, D, h, z=None, *, rank: int, keep: bool) -> tuple:
     """
     walk = Walk.of(x, B, z, rank)
 
-    def kernel(x_ref, gates_ref, B_ref, C_ref, D_ref, h_ref, *refs):
-        *z_ref, y_ref, last_ref = refs[: (z is not None) + 2]
-        *states_ref, columns_ref, scores_ref, keys_ref = refs[(z is not None) + 2 :]
-
+    def kernel(r):
         @pl.when(pl.program_id(2) == 0)
         def _():
-            last_ref[...] = h_ref[...]
+            r.last[...] = r.h[...]
 
-        for ref in states_ref:
-            ref[...] = last_ref[...]
+        if keep:
+            r.states[...] = r.last[...]
 
-        def chunk(c, _):
-            rows = pl.ds(pl.multiple_of(c * Q, Q), Q)
-            columns_ref[...] = columns(gates_ref[c, : 2 * walk.heads])
-            walk.scores(scores_ref, B_ref[rows], C_ref[rows])
-            keys_ref[...] = B_ref[rows].T
+        def visit(c, _):
+            walk.enter(r, c)
+            walk.score(r.scores, r.B[chunk(c)], r.C[chunk(c)])
+            walk.visit(partial(_tile, walk, r, c), AT_ONCE)
 
-            def tile(t, _):
-                lanes = pl.ds(pl.multiple_of(t * LANES, LANES), LANES)
-                gate, x = Gates.of(walk, gates_ref.at[c], columns_ref, t), x_ref[rows, lanes].astype(jnp.float32)
-                state, scaled = last_ref[:, lanes], x * gate.dt
-                y = walk.inside(scores_ref, gate, scaled.astype(x_ref.dtype))
-                y += walk.read(C_ref[rows], state.astype(x_ref.dtype)) * gate.to_here + D_ref[:, lanes] * x
-                if z is not None:
-                    half = z_ref[0][rows, lanes].astype(jnp.float32) * 0.5
-                    y *= half + half * jnp.tanh(half)  # silu
-                y_ref[rows, lanes] = y.astype(y_ref.dtype)
-                last_ref[:, lanes] = walk.write(keys_ref, gate, state, (scaled * gate.to_end).astype(x_ref.dtype))
+        jax.lax.fori_loop(0, walk.chunks, visit, None)
 
-            jax.lax.fori_loop(0, walk.tiles, tile, None)
-
-        jax.lax.fori_loop(0, walk.chunks, chunk, None)
-
-    flat = lambda v: v.reshape(*v.shape[:-2], -1)  # noqa: E731
-    inputs = [("rows", flat(x)), ("gates", gates), ("group", flat(B)), ("group", flat(C)), ("head", flat(D)[None])]
-    inputs += [("state", flat(h))] + ([] if z is None else [("rows", flat(z))])
-    outputs = [("rows", _like(flat(x))), ("state", _like(flat(h)))]
-    outputs += [("states", jax.ShapeDtypeStruct((len(x), walk.grid[2], *flat(h).shape[1:]), jnp.float32))] * keep
-    y, last, *states = walk.launch(kernel, inputs, outputs, walk.scratch(x.dtype))
+    inputs = dict(x=("rows", flat(x)), gates=("gates", gates), B=("group", flat(B)), C=("group", flat(C)))
+    inputs |= dict(D=("head", flat(D)[None]), h=("state", flat(h)))
+    inputs |= {} if z is None else dict(z=("rows", flat(z)))
+    outputs = dict(y=("rows", like(flat(x))), last=("state", like(flat(h))))
+    outputs |= dict(states=("states", like(flat(h), walk.grid[2]))) if keep else {}
+    y, last, *states = walk.launch(kernel, inputs, outputs, walk.scratch(x.dtype)).values()
     return y.reshape(x.shape), last.reshape(h.shape), *states
 
 
-def _like(v):
-    return jax.ShapeDtypeStruct(v.shape, v.dtype)
+def _tile(walk: Walk, r: SimpleNamespace, c, t):
+    """What rows of a tile read, and the state after them."""
+    rows, lanes = chunk(c), chunk(t)
+    gate, x, state = Gates.of(walk, r, c, t), r.x[rows, lanes].astype(jnp.float32), r.last[:, lanes]
+    scaled = x * gate.dt
+    y = walk.inside(r.scores, gate, scaled.astype(r.x.dtype)) + r.D[:, lanes] * x
+    y += walk.read(r.C[rows], state.astype(r.x.dtype)) * gate.to_here
+    if hasattr(r, "z"):
+        half = r.z[rows, lanes].astype(jnp.float32) * 0.5
+        y *= half + half * jnp.tanh(half)  # silu
+    yield r.y, (rows, lanes), y
+    yield r.last, (slice(None), lanes), walk.write(r.keys, gate, state, (scaled * gate.to_end).astype(r.x.dtype))

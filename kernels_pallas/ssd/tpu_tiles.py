@@ -6,6 +6,8 @@ channels, `together`. What its rows say to each other is packed alike: in block 
 """
 
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 Q = LANES = 128  # rows of a chunk, and lanes of a tile
+SUBLANES = 8
 WIDTH = 1024  # lanes of a block of heads, at most
 SPAN = 4  # chunks that are fetched at once, at most; between them the forward pass keeps states
 BLOCK_BYTES = 10 * 2**20  # of all blocks of the backward pass, two of each in flight; VMEM has 16 MiB or more
@@ -66,17 +69,18 @@ class Walk(NamedTuple):
         """Of a block."""
         return self.tiles * self.together
 
-    def launch(self, body: Callable, inputs: list[tuple], outputs: list[tuple], scratch: list) -> tuple:
-        """body(refs), each array or shape given as the kind of its blocks and it."""
+    def launch(self, body: Callable, inputs: dict, outputs: dict, scratch: dict) -> dict:
+        """body(references by name), each array or shape given as the kind of its blocks and it."""
         step = lambda t: self.grid[2] - 1 - t if self.reverse else t  # noqa: E731
+        share, group = (partial(f, self.shares) for f in (lambda k, j: jax.lax.rem(j, k), lambda k, j: jax.lax.div(j, k)))
         rows, width, states = self.chunks * Q, self.tiles * LANES, self.groups * self.n
         kinds = {  # block, which block
             "rows": ((None, rows, width), lambda i, j, t: (i, step(t), j)),
-            "group": ((None, rows, states), lambda i, j, t: (i, step(t), j // self.shares)),
-            "share": ((None, None, rows, states), lambda i, j, t: (i, j % self.shares, step(t), j // self.shares)),
+            "group": ((None, rows, states), lambda i, j, t: (i, step(t), group(j))),
+            "share": ((None, None, rows, states), lambda i, j, t: (i, share(j), step(t), group(j))),
             "state": ((None, self.n, width), lambda i, j, t: (i, 0, j)),
             "states": ((None, None, self.n, width), lambda i, j, t: (i, step(t), 0, j)),
-            "sum": ((None, 8, width), lambda i, j, t: (i, 0, j)),
+            "sum": ((None, SUBLANES, width), lambda i, j, t: (i, 0, j)),
             "head": ((1, width), lambda i, j, t: (0, j)),
         }
 
@@ -86,15 +90,17 @@ class Walk(NamedTuple):
                 return pl.BlockSpec(block, lambda i, j, t: (i, j, step(t), 0, 0))
             return pl.BlockSpec(*kinds[kind])
 
-        return pl.pallas_call(
-            body,
+        names = (*inputs, *outputs, *scratch)
+        found = pl.pallas_call(
+            lambda *refs: body(SimpleNamespace(**dict(zip(names, refs, strict=True)))),
             grid=self.grid,
-            in_specs=[spec(*x) for x in inputs],
-            out_specs=[spec(*x) for x in outputs],
-            out_shape=tuple(like for _, like in outputs),
-            scratch_shapes=scratch,
+            in_specs=[spec(*x) for x in inputs.values()],
+            out_specs=[spec(*x) for x in outputs.values()],
+            out_shape=[like for _, like in outputs.values()],
+            scratch_shapes=list(scratch.values()),
             compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        )(*(x for _, x in inputs))
+        )(*(x for _, x in inputs.values()))
+        return dict(zip(outputs, found, strict=True))
 
     def gates(self, a: jax.Array, dt: jax.Array) -> jax.Array:
         """(b, blocks, c, 3 heads, q): log2 decays from the start of the chunk to every row, dt, the first as packed."""
@@ -113,12 +119,33 @@ class Walk(NamedTuple):
         lane = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
         return jax.lax.shift_right_logical(lane, self.p.bit_length() - 1)
 
-    def scratch(self, dtype: jnp.dtype) -> list:
-        """For a chunk: its gates as columns, what B and C say to each other as packed, and B's or C's rows as columns."""
-        scores = pltpu.VMEM((self.together, Q, LANES), jnp.float32)
-        return [pltpu.VMEM((Q, LANES), jnp.float32), scores, pltpu.VMEM((self.groups * self.n, Q), dtype)]
+    def visit(self, tile: Callable, at_once: int) -> None:
+        """For all tiles t of a block, at most so many at once, what tile(t) yields: (reference, where, value[, added])."""
+        at_once = max(k for k in range(1, at_once + 1) if self.tiles % k == 0)
 
-    def scores(self, ref, B: jax.Array, C: jax.Array) -> None:
+        def step(i, _):
+            for ref, where, value, *added in [found for k in range(at_once) for found in tile(i * at_once + k)]:
+                ref[where] = (ref[where] + value if added else value).astype(ref.dtype)
+
+        if at_once == self.tiles:
+            step(0, None)  # at places that the compiler knows
+        else:
+            jax.lax.fori_loop(0, self.tiles // at_once, step, None)
+
+    def scratch(self, dtype: jnp.dtype) -> dict:
+        """For a chunk: its gates as columns, what B and C say to each other as packed, and B's rows as columns."""
+        return dict(
+            columns=pltpu.VMEM((Q, LANES), jnp.float32),
+            scores=pltpu.VMEM((self.together, Q, LANES), jnp.float32),
+            keys=pltpu.VMEM((self.groups * self.n, Q), dtype),
+        )
+
+    def enter(self, r: SimpleNamespace, c: jax.Array) -> None:
+        """Chunk c's scratch, but for the scores."""
+        r.columns[...] = columns(r.gates[c, : 2 * self.heads])
+        r.keys[...] = r.B[chunk(c)].T
+
+    def score(self, ref, B: jax.Array, C: jax.Array) -> None:
         """C B^T, of what rows see, as packed; B and C (q, groups n)."""
         for j, block, below in self.blocks():
             of_group = lambda _, n, block=block, below=below: dot(C[below, n], self.copies(B[block, n]), (1, 1))  # noqa: E731
@@ -171,8 +198,10 @@ class Walk(NamedTuple):
         """A block's rows (p, lanes) once for every head, each in the lanes of its own: (heads p, lanes)."""
         if self.together == 1:
             return v
-        head = self.head(len(v))
-        return jnp.concatenate([jnp.where(head == i, v, jnp.zeros_like(v)) for i in range(self.together)])
+        whole = pltpu.bitcast(v, jnp.int32)  # registers of pairs of rows, where rows are of 16 bits
+        head = self.head(len(whole))
+        kept = [jnp.where(head == i, whole, 0) for i in range(self.together)]
+        return jnp.concatenate([pltpu.bitcast(rows, v.dtype) for rows in kept])
 
     def joined(self, v: jax.Array) -> jax.Array:
         """Of rows (heads p, lanes), each head's in the lanes of its own: (p, lanes)."""
@@ -180,6 +209,10 @@ class Walk(NamedTuple):
         for i in range(1, self.together):
             total = jnp.where(head == i, v[i * self.p : (i + 1) * self.p], total)
         return total
+
+    def of_heads(self, v: jax.Array) -> jax.Array:
+        """Sums over the lanes of every head (q, lanes): (heads, q)."""
+        return v.T.reshape(self.together, self.p, Q).sum(1)
 
 
 class Gates(NamedTuple):
@@ -190,12 +223,12 @@ class Gates(NamedTuple):
     packed: list[jax.Array]  # the sums of the rows of every block, (1, lanes)
 
     @classmethod
-    def of(cls, walk: Walk, rows_ref, columns_ref, t) -> "Gates":
-        """Of tile t; rows_ref as `Walk.gates` has them for the chunk, columns_ref as `columns` has."""
-        columns, head = columns_ref[...], t * walk.together + walk.head(Q)
-        at = lambda i: jnp.take_along_axis(columns, head + i, 1, mode="promise_in_bounds")  # noqa: E731
-        packed = [rows_ref[pl.ds(2 * walk.heads + t * walk.together + j, 1)] for j in range(walk.together)]
-        return cls(at(0), at(walk.heads), packed)
+    def of(cls, walk: Walk, r: SimpleNamespace, c: jax.Array, t: jax.Array) -> "Gates":
+        """Of tile t of chunk c."""
+        first = t * walk.together
+        at = lambda i: jnp.take_along_axis(r.columns[...], walk.head(Q) + i, 1, mode="promise_in_bounds")  # noqa: E731
+        packed = [r.gates[c, pl.ds(2 * walk.heads + first + j, 1)] for j in range(walk.together)]
+        return cls(at(first), at(walk.heads + first), packed)
 
     def decay(self, j: int) -> jax.Array:
         """What is left at every row, from block j on, of what entered at the rows of block j, as packed."""
@@ -222,9 +255,24 @@ def clipped(a: jax.Array) -> jax.Array:
     return jnp.maximum(a.astype(jnp.float32) * LOG2_E, LEAST)
 
 
+def chunk(c: jax.Array) -> pl.Slice:
+    """The rows of chunk c of a span; as well the lanes of tile c of a block."""
+    return pl.ds(c * Q, Q) if isinstance(c, int) else pl.ds(pl.multiple_of(c * Q, Q), Q)
+
+
 def columns(rows: jax.Array) -> jax.Array:
     """Rows (at most 128, q) as columns (q, 128)."""
     return jnp.concatenate([rows, jnp.zeros((LANES - len(rows), Q), rows.dtype)]).T
+
+
+def flat(v: jax.Array) -> jax.Array:
+    """Heads and their numbers side by side."""
+    return v.reshape(*v.shape[:-2], -1)
+
+
+def like(v: jax.Array, *count: int) -> jax.ShapeDtypeStruct:
+    """An array such as v, or `count` of them for every sequence."""
+    return jax.ShapeDtypeStruct((len(v), *count, *v.shape[1:]), v.dtype)
 
 
 def dot(left: jax.Array, right: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.Array:
