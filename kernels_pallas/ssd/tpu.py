@@ -106,7 +106,7 @@ def forward(x, gates, B, C, D, h, z=None, *, rank: int, keep: bool) -> tuple:
             r.last[...] = r.h[...]
 
         if keep:
-            r.states[...] = r.last[...]
+            r.states[...] = r.last[...].astype(x.dtype)
 
         def visit(c, _):
             walk.enter(r, c)
@@ -119,7 +119,8 @@ def forward(x, gates, B, C, D, h, z=None, *, rank: int, keep: bool) -> tuple:
     inputs |= dict(D=("head", flat(D)[None]), h=("state", flat(h)))
     inputs |= {} if z is None else dict(z=("rows", flat(z)))
     outputs = dict(y=("rows", like(flat(x))), last=("state", like(flat(h))))
-    outputs |= dict(states=("states", like(flat(h), walk.grid[2]))) if keep else {}
+    if keep:
+        outputs |= dict(states=("states", like(flat(h), walk.grid[2], dtype=x.dtype)))
     y, last, *states = walk.launch(kernel, inputs, outputs, walk.scratch(x.dtype)).values()
     return y.reshape(x.shape), last.reshape(h.shape), *states
 

@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels_pallas.partition import over_batch
 from kernels_pallas.ssd.tpu_tiles import LANES, LEAST, SUBLANES, Gates, Q, Walk, chunk, clipped, dot, flat, like
 
-AT_ONCE = 8, 2  # tiles whose latencies overlap, at most: on the way to the states, and back
+AT_ONCE = 8, 8 # tiles whose latencies overlap, at most: on the way to the states, and back
 WHOLE = slice(None)
 
 
@@ -77,7 +77,7 @@ def gradients(x, gates, B, C, D, dy, states, d_last, z=None, *, rank: int) -> tu
             walk.visit(partial(_tile, walk, r, c), AT_ONCE[1])
             _keys_and_queries(walk, r, c)
 
-        r.state[...] = r.states[...]
+        r.state[...] = r.states[...].astype(jnp.float32)
         jax.lax.fori_loop(0, walk.chunks, keep, None)
         jax.lax.fori_loop(0, walk.chunks, visit, None)
 

@@ -5,6 +5,7 @@ channels, `together`. What its rows say to each other is packed alike: in block 
 `together` too, lane i is row j p + i mod p of head i div p, so that the same lanes belong to the same head everywhere.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -20,7 +21,8 @@ Q = LANES = 128  # rows of a chunk, and lanes of a tile
 SUBLANES = 8
 WIDTH = 1024  # lanes of a block of heads, at most
 SPAN = 4  # chunks that are fetched at once, at most; between them the forward pass keeps states
-BLOCK_BYTES = 10 * 2**20  # of all blocks of the backward pass, two of each in flight; VMEM has 16 MiB or more
+VMEM_BYTES = 14 * 2**20  # that the backward pass may take; a TensorCore has 16 MiB or more
+SPILLED = {2: 7, 4: 20}  # by bytes of a number, what registers do not hold of a tile: float32 arrays of its size
 LEAST = -192.0  # of a log2 decay: its power of 2 is 0 in float32, and sums of it are finite
 LOG2_E = np.float32(np.log2(np.e))
 
@@ -47,19 +49,15 @@ class Walk(NamedTuple):
         of_group = max(1, heads // groups // together)  # tiles
 
         def size(tiles: int, span: int) -> int:
-            width, size = tiles * LANES, x.dtype.itemsize
-            tokens = 2 * span * Q * ((3 + 2 * (z is not None)) * width * size + 2 * n * (size + 4))
-            return tokens + n * width * (6 * 4 + 4 + span * size)
+            width, read, bytes_ = tiles * LANES, n * max(1, groups * together // heads), x.dtype.itemsize
+            row = (3 + 2 * (z is not None)) * width * bytes_ + 2 * read * (bytes_ + 4) + 4 * 6 * tiles * together
+            state = 2 * (bytes_ + 4 + 4) + 4 + bytes_ + span * bytes_
+            return 2 * span * Q * row + width * (n * state + Q * (2 * bytes_ + 4 * SPILLED[bytes_]))
 
-        tiles, span = max(
-            (
-                (tiles, span)
-                for tiles in range(1, WIDTH // LANES + 1)
-                for span in range(1, SPAN + 1)
-                if of_group % tiles == 0 and chunks % span == 0 and (size(tiles, span) <= BLOCK_BYTES or tiles == span == 1)
-            ),
-            key=lambda found: (found[0] * found[1], found[0]),
-        )
+        possible = itertools.product(range(1, WIDTH // LANES + 1), range(1, SPAN + 1))
+        whole = [(i, j) for i, j in possible if of_group % i == 0 and chunks % j == 0]
+        fit = [found for found in whole if size(*found) <= VMEM_BYTES] or [(1, 1)]
+        tiles, span = max(fit, key=lambda found: (found[0] * found[1], found[0]))
         grid = batch, heads // together // tiles, chunks // span
         shares = of_group // tiles
         return cls(p, n, rank, together, max(1, groups * together // heads), tiles, shares, span, grid)
@@ -123,12 +121,16 @@ class Walk(NamedTuple):
         """For all tiles t of a block, at most so many at once, what tile(t) yields: (reference, where, value[, added])."""
         at_once = max(k for k in range(1, at_once + 1) if self.tiles % k == 0)
 
-        def step(i, _):
-            for ref, where, value, *added in [found for k in range(at_once) for found in tile(i * at_once + k)]:
+        def write(found):
+            for ref, where, value, *added in found:
                 ref[where] = (ref[where] + value if added else value).astype(ref.dtype)
 
+        def step(i, _):
+            write([x for k in range(at_once) for x in tile(i * at_once + k)])
+
         if at_once == self.tiles:
-            step(0, None)  # at places that the compiler knows
+            for k in range(at_once):  # at places that the compiler knows
+                write(list(tile(k)))
         else:
             jax.lax.fori_loop(0, self.tiles // at_once, step, None)
 
@@ -270,9 +272,9 @@ def flat(v: jax.Array) -> jax.Array:
     return v.reshape(*v.shape[:-2], -1)
 
 
-def like(v: jax.Array, *count: int) -> jax.ShapeDtypeStruct:
+def like(v: jax.Array, *count: int, dtype: jnp.dtype | None = None) -> jax.ShapeDtypeStruct:
     """An array such as v, or `count` of them for every sequence."""
-    return jax.ShapeDtypeStruct((len(v), *count, *v.shape[1:]), v.dtype)
+    return jax.ShapeDtypeStruct((len(v), *count, *v.shape[1:]), dtype or v.dtype)
 
 
 def dot(left: jax.Array, right: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.Array:
