@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels_pallas.partition import over_batch
 from kernels_pallas.ssd.tpu_tiles import LANES, LEAST, SUBLANES, Gates, Q, Walk, chunk, clipped, dot, flat, like
 
-AT_ONCE = 8, 8 # tiles whose latencies overlap, at most: on the way to the states, and back
+AT_ONCE = 8, 8  # tiles whose latencies overlap, at most: on the way to the states, and back
 WHOLE = slice(None)
 
 

@@ -70,7 +70,9 @@ class Walk(NamedTuple):
     def launch(self, body: Callable, inputs: dict, outputs: dict, scratch: dict) -> dict:
         """body(references by name), each array or shape given as the kind of its blocks and it."""
         step = lambda t: self.grid[2] - 1 - t if self.reverse else t  # noqa: E731
-        share, group = (partial(f, self.shares) for f in (lambda k, j: jax.lax.rem(j, k), lambda k, j: jax.lax.div(j, k)))
+        share, group = (
+            partial(f, self.shares) for f in (lambda k, j: jax.lax.rem(j, k), lambda k, j: jax.lax.div(j, k))
+        )
         rows, width, states = self.chunks * Q, self.tiles * LANES, self.groups * self.n
         kinds = {  # block, which block
             "rows": ((None, rows, width), lambda i, j, t: (i, step(t), j)),
@@ -176,7 +178,9 @@ class Walk(NamedTuple):
         states = [slice(g * self.n, (g + 1) * self.n) for g in range(self.groups)]
         total = function(0, states[0])
         for g in range(1, self.groups):
-            total = jnp.where(self.head(len(total)) >= g * (self.together // self.groups), function(g, states[g]), total)
+            total = jnp.where(
+                self.head(len(total)) >= g * (self.together // self.groups), function(g, states[g]), total
+            )
         return total
 
     def own(self, g: int, v: jax.Array) -> jax.Array:
@@ -225,7 +229,7 @@ class Gates(NamedTuple):
     packed: list[jax.Array]  # the sums of the rows of every block, (1, lanes)
 
     @classmethod
-    def of(cls, walk: Walk, r: SimpleNamespace, c: jax.Array, t: jax.Array) -> "Gates":
+    def of(cls, walk: Walk, r: SimpleNamespace, c: jax.Array, t: jax.Array | int) -> "Gates":
         """Of tile t of chunk c."""
         first = t * walk.together
         at = lambda i: jnp.take_along_axis(r.columns[...], walk.head(Q) + i, 1, mode="promise_in_bounds")  # noqa: E731
@@ -257,7 +261,7 @@ def clipped(a: jax.Array) -> jax.Array:
     return jnp.maximum(a.astype(jnp.float32) * LOG2_E, LEAST)
 
 
-def chunk(c: jax.Array) -> pl.Slice:
+def chunk(c: jax.Array | int) -> pl.Slice:
     """The rows of chunk c of a span; as well the lanes of tile c of a block."""
     return pl.ds(c * Q, Q) if isinstance(c, int) else pl.ds(pl.multiple_of(c * Q, Q), Q)
 
