@@ -6,7 +6,8 @@ A bundle is an instruction word of a TPU's TensorCore: what its scalar, vector, 
 one cycle; the compiler fixes their order, and waits are words too. The bundles of a kernel's inner loop are thus its
 cycles, but for waits that only the hardware knows: for the memory, and for matrix units that take products slower than
 they are issued. So beside them stand the time of one iteration's products at the published peak, and that of the bytes
-that it streams at the published bandwidth; the longest of the three bounds the loop. A token is one of one channel.
+that it streams at the published bandwidth; the longest of the three bounds the loop. A token is one of one channel, in state
+space duality of one head.
 What comes once a tile, as the start of its transfers, is not counted. It needs libtpu, and no TPU.
 """
 
@@ -19,6 +20,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -31,6 +33,10 @@ from kernels_pallas.long_convolution import specs as convolution_specs
 from kernels_pallas.long_convolution import tpu as convolution
 from kernels_pallas.long_convolution.xla import Tables
 from kernels_pallas.records import append
+from kernels_pallas.ssd import specs as duality_specs
+from kernels_pallas.ssd import tpu as duality
+from kernels_pallas.ssd import tpu_backward as duality_backward
+from kernels_pallas.ssd import tpu_tiles as duality_tiles
 
 
 class Generation(NamedTuple):
@@ -120,6 +126,36 @@ def passes(spec, dtype: str, precision: str) -> Iterator[Loop]:
         yield Loop("long_convolution", shape, dtype, which, run, arrays, tokens, moved, multiplied)
 
 
+def dualities() -> Iterator[Loop]:
+    """One chunk of a block of heads; with the gradients, what finds its state anew."""
+    for spec in (duality_specs.GPU[0], duality_specs.GPU[2]):
+        batch, length, heads, p, groups, n, dtype = spec
+        x, B = like(batch, length, heads, p, dtype=dtype), like(batch, length, groups, n, dtype=dtype)
+        walk, q = duality_tiles.Walk.of(x, B, None, 1), duality_tiles.Q
+        gates, D, h = (
+            like(batch, walk.grid[1], length // q, 3 * walk.heads, q),
+            like(heads, p),
+            like(batch, n, heads, p),
+        )
+        states = like(batch, walk.grid[2], n, heads * p, dtype=dtype)
+        lanes, size, per_head = walk.tiles * q, x.dtype.itemsize, 4 * q * walk.heads
+        square, seen, across = walk.together, (walk.together + 1) / 2, n / q  # products of 128 x 128 x 128
+        for which, function, arrays, moved, count in (
+            (
+                "forward", partial(duality.forward, rank=1, keep=False), (x, gates, B, B, D, h),
+                2 * q * (lanes + n) * size + 3 * per_head,
+                walk.tiles * (seen + 2 * across) + seen * across,
+            ),
+            (
+                "gradients", partial(duality_backward.gradients, rank=1), (x, gates, B, B, D, x, states, h),
+                q * (3 * lanes + 2 * n) * size + n * lanes * size // walk.chunks + 8 * q * n + 5 * per_head,
+                walk.tiles * (seen + square + 6 * across) + (2 * seen + square) * across,
+            ),
+        ):  # fmt: skip
+            multiplied = int(count * q**3), 0
+            yield Loop("ssd", str(spec), dtype, which, function, arrays, q * walk.heads, moved, multiplied)
+
+
 def bundles(function: Callable, arrays: tuple, topology: str, folder: str) -> int:
     """Those of the inner loop of the one kernel in a function; libtpu leaves what it compiles in the folder."""
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
@@ -187,7 +223,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         start(folder)
-        for loop, name in itertools.product((*scans(), *convolutions()), GENERATIONS):
+        for loop, name in itertools.product((*scans(), *convolutions(), *dualities()), GENERATIONS):
             record = estimate(loop, name, folder)
             print(f"{loop.op:17}{loop.shape:64}{loop.which:10}{name:4}{TEXT.format(**record)}", flush=True)
             append(arguments.json, record | about)

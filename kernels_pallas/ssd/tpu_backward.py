@@ -84,7 +84,7 @@ def gradients(x, gates, B, C, D, dy, states, d_last, z=None, *, rank: int) -> tu
     inputs = dict(x=("rows", flat(x)), gates=("gates", gates), B=("group", flat(B)), C=("group", flat(C)))
     inputs |= dict(D=("head", flat(D)[None]), dy=("rows", flat(dy)), states=("states", states))
     inputs |= dict(d_last=("state", flat(d_last))) | ({} if z is None else dict(z=("rows", flat(z))))
-    (batch, length, heads, p), float32 = x.shape, partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    (batch, _, heads, p), float32 = x.shape, partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     share = "share", float32((batch, walk.shares, *flat(B).shape[1:]))
     sums = float32((*gates.shape[:3], 2 * walk.heads + walk.tiles, Q))
     outputs = dict(dx=("rows", like(flat(x))), sums=("gates", sums), dB=share, dC=share)

@@ -7,7 +7,6 @@ channels, `together`. What its rows say to each other is packed alike: in block 
 
 import itertools
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -120,7 +119,7 @@ class Walk(NamedTuple):
         return jax.lax.shift_right_logical(lane, self.p.bit_length() - 1)
 
     def visit(self, tile: Callable, at_once: int) -> None:
-        """For all tiles t of a block, at most so many at once, what tile(t) yields: (reference, where, value[, added])."""
+        """For all tiles of a block, so many at once at most, what tile(t) yields: (reference, where, value[, added])."""
         at_once = max(k for k in range(1, at_once + 1) if self.tiles % k == 0)
 
         def write(found):
@@ -152,7 +151,7 @@ class Walk(NamedTuple):
     def score(self, ref, B: jax.Array, C: jax.Array) -> None:
         """C B^T, of what rows see, as packed; B and C (q, groups n)."""
         for j, block, below in self.blocks():
-            of_group = lambda _, n, block=block, below=below: dot(C[below, n], self.copies(B[block, n]), (1, 1))  # noqa: E731
+            of_group = lambda n, i=block, j=below: dot(C[j, n], self.copies(B[i, n]), (1, 1))  # noqa: E731
             ref[j, below] = self.seen(self.by_group(of_group))
 
     def inside(self, scores_ref, gate: "Gates", x: jax.Array) -> jax.Array:
@@ -167,20 +166,18 @@ class Walk(NamedTuple):
 
     def read(self, C: jax.Array, state: jax.Array) -> jax.Array:
         """C's rows (q, groups n) times a tile's state (n, lanes)."""
-        return self.by_group(lambda _, n: dot(C[:, n], state))
+        return self.by_group(lambda n: dot(C[:, n], state))
 
     def write(self, keys_ref, gate: "Gates", state: jax.Array, x: jax.Array) -> jax.Array:
         """The state after the chunk, of keys (groups n, q) and weighted x (q, lanes)."""
-        return state * gate.through + self.by_group(lambda _, n: dot(keys_ref[n], x))
+        return state * gate.through + self.by_group(lambda n: dot(keys_ref[n], x))
 
     def by_group(self, function: Callable) -> jax.Array:
-        """function(g, its states in a block's lanes), in the lanes of the heads that read g."""
-        states = [slice(g * self.n, (g + 1) * self.n) for g in range(self.groups)]
-        total = function(0, states[0])
+        """function(the states of a group, in a block's lanes), in the lanes of the heads that read it."""
+        total = function(slice(0, self.n))
         for g in range(1, self.groups):
-            total = jnp.where(
-                self.head(len(total)) >= g * (self.together // self.groups), function(g, states[g]), total
-            )
+            here = self.head(len(total)) >= g * (self.together // self.groups)
+            total = jnp.where(here, function(slice(g * self.n, (g + 1) * self.n)), total)
         return total
 
     def own(self, g: int, v: jax.Array) -> jax.Array:
