@@ -6,9 +6,9 @@ A bundle is an instruction word of a TPU's TensorCore: what its scalar, vector, 
 one cycle; the compiler fixes their order, and waits are words too. The bundles of a kernel's inner loop are thus its
 cycles, but for waits that only the hardware knows: for the memory, and for matrix units that take products slower than
 they are issued. So beside them stand the time of one iteration's products at the published peak, and that of the bytes
-that it streams at the published bandwidth; the longest of the three bounds the loop. A token is one of one channel, in state
-space duality of one head.
-What comes once a tile, as the start of its transfers, is not counted. It needs libtpu, and no TPU.
+that it streams at the published bandwidth; the longest of the three bounds the loop. A token is one of one channel, or
+in state space duality of one head. What comes once a tile, as the start of its transfers, is not counted. It needs
+libtpu, and no TPU.
 """
 
 import argparse

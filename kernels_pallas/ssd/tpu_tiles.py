@@ -24,6 +24,7 @@ VMEM_BYTES = 14 * 2**20  # that the backward pass may take; a TensorCore has 16 
 SPILLED = {2: 7, 4: 20}  # by bytes of a number, what registers do not hold of a tile: float32 arrays of its size
 LEAST = -192.0  # of a log2 decay: its power of 2 is 0 in float32, and sums of it are finite
 LOG2_E = np.float32(np.log2(np.e))
+Shaped = jax.Array | jax.ShapeDtypeStruct
 
 
 class Walk(NamedTuple):
@@ -41,7 +42,7 @@ class Walk(NamedTuple):
     reverse: bool = False
 
     @classmethod
-    def of(cls, x: jax.Array, B: jax.Array, z: jax.Array | None, rank: int) -> "Walk":
+    def of(cls, x: Shaped, B: Shaped, z: Shaped | None, rank: int) -> "Walk":
         """The walk over x (b, l, h, p), l whole chunks, and B (b, l, g, n): the largest blocks that fit."""
         (batch, length, heads, p), (groups, n) = x.shape, B.shape[2:]
         together, chunks = LANES // p, length // Q
@@ -69,9 +70,8 @@ class Walk(NamedTuple):
     def launch(self, body: Callable, inputs: dict, outputs: dict, scratch: dict) -> dict:
         """body(references by name), each array or shape given as the kind of its blocks and it."""
         step = lambda t: self.grid[2] - 1 - t if self.reverse else t  # noqa: E731
-        share, group = (
-            partial(f, self.shares) for f in (lambda k, j: jax.lax.rem(j, k), lambda k, j: jax.lax.div(j, k))
-        )
+        share = lambda j: jax.lax.rem(j, self.shares)  # noqa: E731
+        group = lambda j: jax.lax.div(j, self.shares)  # noqa: E731
         rows, width, states = self.chunks * Q, self.tiles * LANES, self.groups * self.n
         kinds = {  # block, which block
             "rows": ((None, rows, width), lambda i, j, t: (i, step(t), j)),
@@ -119,7 +119,7 @@ class Walk(NamedTuple):
         return jax.lax.shift_right_logical(lane, self.p.bit_length() - 1)
 
     def visit(self, tile: Callable, at_once: int) -> None:
-        """For all tiles of a block, so many at once at most, what tile(t) yields: (reference, where, value[, added])."""
+        """What tile(t) yields for all tiles of a block, so many at once at most: (reference, where, value[, added])."""
         at_once = max(k for k in range(1, at_once + 1) if self.tiles % k == 0)
 
         def write(found):
