@@ -77,8 +77,9 @@ def gradients(x, gates, B, C, D, dy, states, d_last, z=None, *, rank: int) -> tu
             walk.visit(partial(_tile, walk, r, c), AT_ONCE[1])
             _keys_and_queries(walk, r, c)
 
+        r.kept[0] = r.states[...]
         r.state[...] = r.states[...].astype(jnp.float32)
-        jax.lax.fori_loop(0, walk.chunks, keep, None)
+        jax.lax.fori_loop(0, walk.chunks - 1, keep, None)
         jax.lax.fori_loop(0, walk.chunks, visit, None)
 
     inputs = dict(x=("rows", flat(x)), gates=("gates", gates), B=("group", flat(B)), C=("group", flat(C)))
@@ -111,12 +112,12 @@ def _scratch(walk: Walk, dtype: jnp.dtype) -> dict:
 
 
 def _keep(walk: Walk, r: SimpleNamespace, c, t):
-    """The state of a tile that enters a chunk, and the one that leaves it."""
+    """The state of a tile that leaves a chunk, and enters the next."""
     lanes, gate = chunk(t), Gates.of(walk, r, c, t)
-    state, x = r.state[:, lanes], r.x[chunk(c), lanes].astype(jnp.float32)
-    yield r.kept, (c, WHOLE, lanes), state
-    weighted = (x * gate.dt * gate.to_end).astype(r.x.dtype)
-    yield r.state, (WHOLE, lanes), walk.write(r.keys, gate, state, weighted)
+    weighted = (r.x[chunk(c), lanes].astype(jnp.float32) * gate.weight).astype(r.x.dtype)
+    state = walk.write(r.keys, gate, r.state[:, lanes], weighted)
+    yield r.state, (WHOLE, lanes), state
+    yield r.kept, (c + 1, WHOLE, lanes), state
 
 
 def _tile(walk: Walk, r: SimpleNamespace, c, t):

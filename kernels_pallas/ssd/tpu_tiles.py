@@ -145,7 +145,8 @@ class Walk(NamedTuple):
 
     def enter(self, r: SimpleNamespace, c: jax.Array) -> None:
         """Chunk c's scratch, but for the scores."""
-        r.columns[...] = columns(r.gates[c, : 2 * self.heads])
+        sums, dt = r.gates[c, : self.heads], r.gates[c, self.heads : 2 * self.heads]
+        r.columns[...] = columns(jnp.concatenate([sums, dt, dt * jnp.exp2(sums[:, Q - 1 :] - sums)]))
         r.keys[...] = r.B[chunk(c)].T
 
     def score(self, ref, B: jax.Array, C: jax.Array) -> None:
@@ -223,15 +224,16 @@ class Gates(NamedTuple):
 
     sums: jax.Array  # log2 decays from the start of the chunk
     dt: jax.Array
+    weight: jax.Array  # of what rows write into the state at the end of the chunk: decay, and dt
     packed: list[jax.Array]  # the sums of the rows of every block, (1, lanes)
 
     @classmethod
     def of(cls, walk: Walk, r: SimpleNamespace, c: jax.Array, t: jax.Array | int) -> "Gates":
         """Of tile t of chunk c."""
         first = t * walk.together
-        at = lambda i: jnp.take_along_axis(r.columns[...], walk.head(Q) + i, 1, mode="promise_in_bounds")  # noqa: E731
-        packed = [r.gates[c, pl.ds(2 * walk.heads + first + j, 1)] for j in range(walk.together)]
-        return cls(at(first), at(walk.heads + first), packed)
+        at = [walk.head(Q) + i * walk.heads + first for i in range(3)]
+        found = [jnp.take_along_axis(r.columns[...], i, 1, mode="promise_in_bounds") for i in at]
+        return cls(*found, [r.gates[c, pl.ds(2 * walk.heads + first + j, 1)] for j in range(walk.together)])
 
     def decay(self, j: int) -> jax.Array:
         """What is left at every row, from block j on, of what entered at the rows of block j, as packed."""
