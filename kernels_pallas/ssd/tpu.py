@@ -108,8 +108,9 @@ def forward(x, gates, B, C, D, h, z=None, *, rank: int, keep: bool) -> tuple:
         if keep:
             r.states[...] = r.last[...].astype(x.dtype)
 
+        walk.enter(r)
+
         def visit(c, _):
-            walk.enter(r, c)
             walk.score(r.scores, r.B[chunk(c)], r.C[chunk(c)])
             walk.visit(partial(_tile, walk, r, c), AT_ONCE)
 
@@ -136,4 +137,4 @@ def _tile(walk: Walk, r: SimpleNamespace, c, t):
         half = r.z[rows, lanes].astype(jnp.float32) * 0.5
         y *= half + half * jnp.tanh(half)  # silu
     yield r.y, (rows, lanes), y
-    yield r.last, (slice(None), lanes), walk.write(r.keys, gate, state, (scaled * gate.to_end).astype(r.x.dtype))
+    yield r.last, (slice(None), lanes), walk.write(r.keys.at[c], gate, state, (scaled * gate.to_end).astype(r.x.dtype))

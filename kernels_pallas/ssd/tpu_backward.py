@@ -65,18 +65,17 @@ def gradients(x, gates, B, C, D, dy, states, d_last, z=None, *, rank: int) -> tu
             r.dD[...] = jnp.zeros(r.dD.shape, jnp.float32)
 
         def keep(c, _):
-            walk.enter(r, c)
             walk.visit(partial(_keep, walk, r, c), AT_ONCE[0])
 
         def visit(i, _):
             c = walk.chunks - 1 - i
-            walk.enter(r, c)
             walk.score(r.scores, r.B[chunk(c)], r.C[chunk(c)])
             r.queries[...] = r.C[chunk(c)].T
             r.d_scores[...] = jnp.zeros(r.d_scores.shape, jnp.float32)
             walk.visit(partial(_tile, walk, r, c), AT_ONCE[1])
             _keys_and_queries(walk, r, c)
 
+        walk.enter(r)
         r.kept[0] = r.states[...]
         r.state[...] = r.states[...].astype(jnp.float32)
         jax.lax.fori_loop(0, walk.chunks - 1, keep, None)
@@ -102,7 +101,7 @@ def _scratch(walk: Walk, dtype: jnp.dtype) -> dict:
     made = walk.scratch(dtype)
     width = walk.tiles * LANES
     return made | dict(
-        queries=made["keys"],
+        queries=pltpu.VMEM((walk.groups * walk.n, Q), dtype),
         d_scores=made["scores"],
         kept=pltpu.VMEM((walk.chunks, walk.n, width), dtype),
         state=pltpu.VMEM((walk.n, width), jnp.float32),
@@ -115,7 +114,7 @@ def _keep(walk: Walk, r: SimpleNamespace, c, t):
     """The state of a tile that leaves a chunk, and enters the next."""
     lanes, gate = chunk(t), Gates.of(walk, r, c, t)
     weighted = (r.x[chunk(c), lanes].astype(jnp.float32) * gate.weight).astype(r.x.dtype)
-    state = walk.write(r.keys, gate, r.state[:, lanes], weighted)
+    state = walk.write(r.keys.at[c], gate, r.state[:, lanes], weighted)
     yield r.state, (WHOLE, lanes), state
     yield r.kept, (c + 1, WHOLE, lanes), state
 

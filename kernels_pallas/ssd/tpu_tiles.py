@@ -136,18 +136,19 @@ class Walk(NamedTuple):
             jax.lax.fori_loop(0, self.tiles // at_once, step, None)
 
     def scratch(self, dtype: jnp.dtype) -> dict:
-        """For a chunk: its gates as columns, what B and C say to each other as packed, and B's rows as columns."""
+        """Of a span its gates and B's rows as columns, of a chunk what B and C say to each other, as packed."""
         return dict(
-            columns=pltpu.VMEM((Q, LANES), jnp.float32),
+            columns=pltpu.VMEM((self.chunks, Q, LANES), jnp.float32),
+            keys=pltpu.VMEM((self.chunks, self.groups * self.n, Q), dtype),
             scores=pltpu.VMEM((self.together, Q, LANES), jnp.float32),
-            keys=pltpu.VMEM((self.groups * self.n, Q), dtype),
         )
 
-    def enter(self, r: SimpleNamespace, c: jax.Array) -> None:
-        """Chunk c's scratch, but for the scores."""
-        sums, dt = r.gates[c, : self.heads], r.gates[c, self.heads : 2 * self.heads]
-        r.columns[...] = columns(jnp.concatenate([sums, dt, dt * jnp.exp2(sums[:, Q - 1 :] - sums)]))
-        r.keys[...] = r.B[chunk(c)].T
+    def enter(self, r: SimpleNamespace) -> None:
+        """A span's scratch."""
+        for c in range(self.chunks):
+            sums, dt = r.gates[c, : self.heads], r.gates[c, self.heads : 2 * self.heads]
+            r.columns[c] = columns(jnp.concatenate([sums, dt, dt * jnp.exp2(sums[:, Q - 1 :] - sums)]))
+            r.keys[c] = r.B[chunk(c)].T
 
     def score(self, ref, B: jax.Array, C: jax.Array) -> None:
         """C B^T, of what rows see, as packed; B and C (q, groups n)."""
@@ -232,7 +233,7 @@ class Gates(NamedTuple):
         """Of tile t of chunk c."""
         first = t * walk.together
         at = [walk.head(Q) + i * walk.heads + first for i in range(3)]
-        found = [jnp.take_along_axis(r.columns[...], i, 1, mode="promise_in_bounds") for i in at]
+        found = [jnp.take_along_axis(r.columns[c], i, 1, mode="promise_in_bounds") for i in at]
         return cls(*found, [r.gates[c, pl.ds(2 * walk.heads + first + j, 1)] for j in range(walk.together)])
 
     def decay(self, j: int) -> jax.Array:
