@@ -36,7 +36,7 @@ from kernels_pallas.records import append
 from kernels_pallas.ssd import specs as duality_specs
 from kernels_pallas.ssd import tpu as duality
 from kernels_pallas.ssd import tpu_backward as duality_backward
-from kernels_pallas.ssd import tpu_tiles as duality_tiles
+from kernels_pallas.ssd import tpu_walk as duality_walk
 
 
 class Generation(NamedTuple):
@@ -77,6 +77,7 @@ class Loop(NamedTuple):
     tokens: int
     bytes: int
     multiplied: tuple[int, int] = (0, 0)  # pairs of numbers, in products of 128 and of 256 columns
+    rounds: int = 0  # that share the bundles of the loop around them; 0: those are not counted
 
 
 def like(*shape: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
@@ -127,11 +128,11 @@ def passes(spec, dtype: str, precision: str) -> Iterator[Loop]:
 
 
 def dualities() -> Iterator[Loop]:
-    """One chunk of a block of heads; with the gradients, what finds its state anew."""
+    """One chunk of a block of heads, with its share of what is done once a span: to find states anew, for one."""
     for spec in (duality_specs.GPU[0], duality_specs.GPU[2]):
         batch, length, heads, p, groups, n, dtype = spec
         x, B = like(batch, length, heads, p, dtype=dtype), like(batch, length, groups, n, dtype=dtype)
-        walk, q = duality_tiles.Walk.of(x, B, None, 1), duality_tiles.Q
+        walk, q = duality_walk.Walk.of(x, B, None, 1), duality_walk.Q
         gates, D, h = (
             like(batch, walk.grid[1], length // q, 3 * walk.heads, q),
             like(heads, p),
@@ -139,7 +140,7 @@ def dualities() -> Iterator[Loop]:
         )
         states = like(batch, walk.grid[2], n, heads * p, dtype=dtype)
         lanes, size, per_head = walk.tiles * q, x.dtype.itemsize, 4 * q * walk.heads
-        square, seen, across = walk.together, (walk.together + 1) / 2, n / q  # products of 128 x 128 x 128
+        square, seen, across = walk.tile.together, (walk.tile.together + 1) / 2, n / q  # products of 128 x 128 x 128
         for which, function, arrays, moved, count in (
             (
                 "forward", partial(duality.forward, rank=1, keep=False), (x, gates, B, B, D, h),
@@ -149,14 +150,14 @@ def dualities() -> Iterator[Loop]:
             (
                 "gradients", partial(duality_backward.gradients, rank=1), (x, gates, B, B, D, x, states, h),
                 q * (3 * lanes + 2 * n) * size + n * lanes * size // walk.chunks + 8 * q * n + 5 * per_head,
-                walk.tiles * (seen + square + 6 * across) + (2 * seen + square) * across,
+                walk.tiles * (seen + square + (6 - 1 / walk.chunks) * across) + (2 * seen + square) * across,
             ),
         ):  # fmt: skip
             multiplied = int(count * q**3), 0
-            yield Loop("ssd", str(spec), dtype, which, function, arrays, q * walk.heads, moved, multiplied)
+            yield Loop("ssd", str(spec), dtype, which, function, arrays, q * walk.heads, moved, multiplied, walk.chunks)
 
 
-def bundles(function: Callable, arrays: tuple, topology: str, folder: str) -> int:
+def bundles(function: Callable, arrays: tuple, topology: str, folder: str, rounds: int = 0) -> int:
     """Those of the inner loop of the one kernel in a function; libtpu leaves what it compiles in the folder."""
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     one = jax.sharding.SingleDeviceSharding(described.devices[0])
@@ -171,18 +172,19 @@ def bundles(function: Callable, arrays: tuple, topology: str, folder: str) -> in
         elif of_what and not of_what[1].endswith("-TLP") and '"tpu_custom_call"' in text:  # TLP: all of a program
             kernels.append(of_what[1])
     (kernel,) = kernels
-    return count(schedules[kernel])
+    return count(schedules[kernel], rounds)
 
 
-def count(schedule: str) -> int:
-    """The bundles of the innermost loop: each on a line, with an address and a > for every loop around it."""
+def count(schedule: str, rounds: int = 0) -> int:
+    """The bundles of a round of the innermost loop: each on a line, with an address and a > for every loop around it."""
     depths = [len(x) for x in re.findall(r"^ *(?:0|0x[0-9a-f]+) +(?:[A-Z]{2})? *: +(>*) *\{", schedule, re.MULTILINE)]
-    return depths.count(max(depths))
+    around = depths.count(max(depths) - 1) / rounds if rounds else 0
+    return round(depths.count(max(depths)) + around)
 
 
 def estimate(loop: Loop, name: str, folder: str) -> dict:
     generation = GENERATIONS[name]
-    words = bundles(loop.function, loop.arrays, generation.topology, folder)
+    words = bundles(loop.function, loop.arrays, generation.topology, folder, loop.rounds)
     flops = 2 * (loop.multiplied[0] * generation.columns // 128 + loop.multiplied[1])  # some columns may be idle
     times = {
         "bundles": words / generation.gigahertz,

@@ -1,10 +1,11 @@
 r"""State space duality on TPUs: one walk over the chunks of a block of heads, their states in VMEM.
 
 `tpu_tiles` says how heads share the lanes. All that a chunk of 128 rows needs stays in VMEM: x is read once, y is
-written once, what B and C say to each other is found once for all heads of a block. Products are of bfloat16, summed in
-float32; a state is rounded to bfloat16 only where it is read. Of float32 inputs all is in float32. Decays are powers
-of 2 of differences of sums inside one chunk; a log2 decay below LEAST is 0 in float32 and is kept there, so that every
-sum is finite. Under shard_map both kernels need check_vma=False.
+written once, and what B and C say to each other is found once for all heads of a block. Products are of bfloat16,
+summed in float32; a state is rounded to bfloat16 only where it is read, and where it is kept for the gradients, once a
+span. Of float32 inputs all is in float32. Decays are powers of 2 of differences of sums inside one chunk; a log2 decay
+below LEAST is 0 in float32 and is kept there, so that every sum is finite. Under shard_map both kernels need
+check_vma=False.
 """
 
 import math
@@ -17,7 +18,8 @@ from jax.experimental import pallas as pl
 
 from kernels_pallas.partition import over_batch
 from kernels_pallas.ssd import tpu_backward
-from kernels_pallas.ssd.tpu_tiles import LANES, Gates, Q, Walk, chunk, flat, like
+from kernels_pallas.ssd.tpu_tiles import LANES, Q
+from kernels_pallas.ssd.tpu_walk import Walk, chunk, flat, like
 
 CHANNELS, STATES = (32, 64, 128), 256
 AT_ONCE = 8  # tiles whose latencies overlap, at most
@@ -111,7 +113,7 @@ def forward(x, gates, B, C, D, h, z=None, *, rank: int, keep: bool) -> tuple:
         walk.enter(r)
 
         def visit(c, _):
-            walk.score(r.scores, r.B[chunk(c)], r.C[chunk(c)])
+            walk.tile.score(r.scores, r.B[chunk(c)], r.C[chunk(c)])
             walk.visit(partial(_tile, walk, r, c), AT_ONCE)
 
         jax.lax.fori_loop(0, walk.chunks, visit, None)
@@ -129,12 +131,16 @@ def forward(x, gates, B, C, D, h, z=None, *, rank: int, keep: bool) -> tuple:
 def _tile(walk: Walk, r: SimpleNamespace, c, t):
     """What rows of a tile read, and the state after them."""
     rows, lanes = chunk(c), chunk(t)
-    gate, x, state = Gates.of(walk, r, c, t), r.x[rows, lanes].astype(jnp.float32), r.last[:, lanes]
+    gate, x, state = walk.load(r, c, t), r.x[rows, lanes].astype(jnp.float32), r.last[:, lanes]
     scaled = x * gate.dt
-    y = walk.inside(r.scores, gate, scaled.astype(r.x.dtype)) + r.D[:, lanes] * x
-    y += walk.read(r.C[rows], state.astype(r.x.dtype)) * gate.to_here
+    y = walk.tile.inside(r.scores, gate, scaled.astype(r.x.dtype)) + r.D[:, lanes] * x
+    y += walk.tile.read(r.C[rows], state.astype(r.x.dtype)) * gate.to_here
     if hasattr(r, "z"):
         half = r.z[rows, lanes].astype(jnp.float32) * 0.5
         y *= half + half * jnp.tanh(half)  # silu
     yield r.y, (rows, lanes), y
-    yield r.last, (slice(None), lanes), walk.write(r.keys.at[c], gate, state, (scaled * gate.to_end).astype(r.x.dtype))
+    yield (
+        r.last,
+        (slice(None), lanes),
+        walk.tile.write(r.keys.at[c], gate, state, (scaled * gate.to_end).astype(r.x.dtype)),
+    )

@@ -17,7 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.partition import over_batch
-from kernels_pallas.ssd.tpu_tiles import LANES, LEAST, SUBLANES, Gates, Q, Walk, chunk, clipped, dot, flat, like
+from kernels_pallas.ssd.tpu_tiles import LANES, Q, dot
+from kernels_pallas.ssd.tpu_walk import LEAST, SUBLANES, Walk, chunk, clipped, flat, like
 
 AT_ONCE = 8, 8  # tiles whose latencies overlap, at most: on the way to the states, and back
 WHOLE = slice(None)
@@ -29,7 +30,7 @@ def cotangents(x, a, dt, B, C, D, z, states, dy, d_last, rank: int) -> tuple:
     skip = jnp.broadcast_to(D.reshape(D.shape[0], -1), x.shape[2:])
     arrays = [x, walk.gates(a, dt), B, C, skip, dy, states, d_last] + [z] * (z is not None)
     axes = "b l h p, b k c i q, b l g n, b l g n, h p, b l h p, b s n d, b n h p" + ", b l h p" * (z is not None)
-    results = "b l h p, b k c j q, b j l g n, b j l g n, b i h p, b n h p" + ", b l h p" * (z is not None)
+    results = "b l h p, b k c o q, b f l g n, b f l g n, b e h p, b n h p" + ", b l h p" * (z is not None)
     run = lambda *arrays: gradients(*arrays, rank=rank)  # noqa: E731
     dx, sums, dB, dC, dD, dh, *dz = over_batch(run, axes, results)(*arrays)
     da, ddt = _of_gates(walk, sums)
@@ -41,7 +42,7 @@ def cotangents(x, a, dt, B, C, D, z, states, dy, d_last, rank: int) -> tuple:
 def _of_gates(walk: Walk, sums: jax.Array) -> tuple:
     """The cotangents of log decays and of dt (b, l, h), from the sums of `gradients`."""
     (batch, blocks, count, *_), heads = sums.shape, walk.heads
-    beyond = sums[:, :, :, 2 * heads :].reshape(batch, blocks, count, heads, walk.p).sum(-1)
+    beyond = sums[:, :, :, 2 * heads :].reshape(batch, blocks, count, heads, walk.tile.p).sum(-1)
     since = np.triu(np.ones((Q, Q), np.float32))
     da = jnp.einsum("tq,bkchq->bkcht", since, sums[:, :, :, :heads], precision="highest") + beyond[..., None]
     rows = lambda v: jnp.transpose(v, (0, 2, 4, 1, 3)).reshape(batch, count * Q, blocks * heads)  # noqa: E731
@@ -69,7 +70,7 @@ def gradients(x, gates, B, C, D, dy, states, d_last, z=None, *, rank: int) -> tu
 
         def visit(i, _):
             c = walk.chunks - 1 - i
-            walk.score(r.scores, r.B[chunk(c)], r.C[chunk(c)])
+            walk.tile.score(r.scores, r.B[chunk(c)], r.C[chunk(c)])
             r.queries[...] = r.C[chunk(c)].T
             r.d_scores[...] = jnp.zeros(r.d_scores.shape, jnp.float32)
             walk.visit(partial(_tile, walk, r, c), AT_ONCE[1])
@@ -101,20 +102,20 @@ def _scratch(walk: Walk, dtype: jnp.dtype) -> dict:
     made = walk.scratch(dtype)
     width = walk.tiles * LANES
     return made | dict(
-        queries=pltpu.VMEM((walk.groups * walk.n, Q), dtype),
+        queries=pltpu.VMEM((walk.tile.groups * walk.tile.n, Q), dtype),
         d_scores=made["scores"],
-        kept=pltpu.VMEM((walk.chunks, walk.n, width), dtype),
-        state=pltpu.VMEM((walk.n, width), jnp.float32),
-        costate=pltpu.VMEM((walk.n, width), dtype),
+        kept=pltpu.VMEM((walk.chunks, walk.tile.n, width), dtype),
+        state=pltpu.VMEM((walk.tile.n, width), jnp.float32),
+        costate=pltpu.VMEM((walk.tile.n, width), dtype),
         **{name: pltpu.VMEM((Q, width), dtype) for name in ("written", "asked")},
     )
 
 
 def _keep(walk: Walk, r: SimpleNamespace, c, t):
     """The state of a tile that leaves a chunk, and enters the next."""
-    lanes, gate = chunk(t), Gates.of(walk, r, c, t)
+    lanes, gate = chunk(t), walk.load(r, c, t)
     weighted = (r.x[chunk(c), lanes].astype(jnp.float32) * gate.weight).astype(r.x.dtype)
-    state = walk.write(r.keys.at[c], gate, r.state[:, lanes], weighted)
+    state = walk.tile.write(r.keys.at[c], gate, r.state[:, lanes], weighted)
     yield r.state, (WHOLE, lanes), state
     yield r.kept, (c + 1, WHOLE, lanes), state
 
@@ -122,28 +123,28 @@ def _keep(walk: Walk, r: SimpleNamespace, c, t):
 def _tile(walk: Walk, r: SimpleNamespace, c, t):
     """The gradients of a tile's rows, and its costate before them."""
     rows, lanes, of_type = chunk(c), chunk(t), r.x.dtype
-    gate, x, skip = Gates.of(walk, r, c, t), r.x[rows, lanes].astype(jnp.float32), r.D[:, lanes]
+    gate, x, skip = walk.load(r, c, t), r.x[rows, lanes].astype(jnp.float32), r.D[:, lanes]
     state, costate = r.kept[c, :, lanes], r.dh[:, lanes]
     to_here, to_end, rounded = gate.to_here, gate.to_end, costate.astype(of_type)
     scaled = (x * gate.dt).astype(of_type)
-    exact, read = scaled.astype(jnp.float32), walk.read(r.C[rows], state) * to_here
+    exact, read = scaled.astype(jnp.float32), walk.tile.read(r.C[rows], state) * to_here
     dy = r.dy[rows, lanes]
     if hasattr(r, "z"):
-        y = walk.inside(r.scores, gate, scaled) + read + skip * x
+        y = walk.tile.inside(r.scores, gate, scaled) + read + skip * x
         dy, dz = _gated(dy.astype(jnp.float32), y, r.z[rows, lanes].astype(jnp.float32))
         dy = dy.astype(of_type)
         yield r.dz, (rows, lanes), dz
     dy_exact = dy.astype(jnp.float32)
-    beyond = walk.read(r.B[rows], rounded) * to_end
-    inside, paired = [], [0.0] * walk.together
-    for j, block, below in walk.blocks():
+    beyond = walk.tile.read(r.B[rows], rounded) * to_end
+    inside, paired = [], [0.0] * walk.tile.together
+    for j, block, below in walk.tile.blocks():
         decay = gate.decay(j)
         weight = (r.scores[j, below] * decay).astype(of_type)
-        d_weight = dot(dy[below], walk.apart(scaled[block]), (1, 1))
-        inside.append(walk.joined(dot(weight, dy[below], (0, 0))))
+        d_weight = dot(dy[below], walk.tile.apart(scaled[block]), (1, 1))
+        inside.append(walk.tile.joined(dot(weight, dy[below], (0, 0))))
         pairs = weight.astype(jnp.float32) * d_weight
-        for i in range(j, walk.together):
-            paired[i] += pairs[(i - j) * walk.p : (i - j + 1) * walk.p]
+        for i in range(j, walk.tile.together):
+            paired[i] += pairs[(i - j) * walk.tile.p : (i - j + 1) * walk.tile.p]
         yield r.d_scores, (j, below), d_weight * decay, True
     d_scaled = beyond + jnp.concatenate(inside)
     balance = dy_exact * read + jnp.concatenate(paired) - exact * d_scaled
@@ -152,13 +153,13 @@ def _tile(walk: Walk, r: SimpleNamespace, c, t):
     crossing += (costate * state.astype(jnp.float32)).sum(0, keepdims=True) * gate.through
     yield r.dx, (rows, lanes), gate.dt * d_scaled + skip * dy_exact
     yield r.dD, (WHOLE, lanes), (x * dy_exact).reshape(-1, SUBLANES, LANES).sum(0), True
-    yield r.dh, (WHOLE, lanes), walk.write(r.queries, gate, costate, asked)
+    yield r.dh, (WHOLE, lanes), walk.tile.write(r.queries, gate, costate, asked)
     yield r.costate, (WHOLE, lanes), rounded
     yield r.asked, (WHOLE, lanes), asked
     yield r.written, (WHOLE, lanes), exact * to_end
-    heads = lambda i: pl.ds(i * walk.heads + t * walk.together, walk.together)  # noqa: E731
-    yield r.sums, (c, heads(0)), walk.of_heads(balance)
-    yield r.sums, (c, heads(1)), walk.of_heads(x * d_scaled)
+    heads = lambda i: pl.ds(i * walk.heads + t * walk.tile.together, walk.tile.together)  # noqa: E731
+    yield r.sums, (c, heads(0)), walk.tile.of_heads(balance)
+    yield r.sums, (c, heads(1)), walk.tile.of_heads(x * d_scaled)
     yield r.sums, (c, pl.ds(2 * walk.heads + t, 1)), crossing
 
 
@@ -172,17 +173,17 @@ def _keys_and_queries(walk: Walk, r: SimpleNamespace, c) -> None:
     """The cotangents of a chunk's B and C, of all tiles of a block."""
     rows = chunk(c)
     B, C = r.B[rows], r.C[rows]
-    d_scores = [walk.seen(r.d_scores[j, below]).astype(B.dtype) for j, _, below in walk.blocks()]
-    for g in range(walk.groups):
-        n = slice(g * walk.n, (g + 1) * walk.n)
+    d_scores = [walk.tile.seen(r.d_scores[j, below]).astype(B.dtype) for j, _, below in walk.tile.blocks()]
+    for g in range(walk.tile.groups):
+        n = slice(g * walk.tile.n, (g + 1) * walk.tile.n)
         dB, dC = (
-            dot(walk.own(g, weighted[...]), states, (1, 1))
+            dot(walk.tile.own(g, weighted[...]), states, (1, 1))
             for weighted, states in ((r.written, r.costate[...]), (r.asked, r.kept[c]))
         )
-        dB, dC = ([v[block] for _, block, _ in walk.blocks()] for v in (dB, dC))
-        for j, block, below in walk.blocks():
-            own = walk.own(g, d_scores[j])
-            for k, part in enumerate(jnp.split(dot(own, walk.copies(B[block, n])), walk.together - j)):
+        dB, dC = ([v[block] for _, block, _ in walk.tile.blocks()] for v in (dB, dC))
+        for j, block, below in walk.tile.blocks():
+            own = walk.tile.own(g, d_scores[j])
+            for k, part in enumerate(jnp.split(dot(own, walk.tile.copies(B[block, n])), walk.tile.together - j)):
                 dC[j + k] += part
-            dB[j] += sum(jnp.split(dot(own, C[below, n], (0, 0)), walk.together))
+            dB[j] += sum(jnp.split(dot(own, C[below, n], (0, 0)), walk.tile.together))
         r.dB[rows, n], r.dC[rows, n] = jnp.concatenate(dB), jnp.concatenate(dC)
