@@ -176,7 +176,7 @@ def bundles(function: Callable, arrays: tuple, topology: str, folder: str, round
 
 
 def count(schedule: str, rounds: int = 0) -> int:
-    """The bundles of a round of the innermost loop: each on a line, with an address and a > for every loop around it."""
+    """The bundles of an innermost loop's round: each on a line, with an address and a > for every loop around it."""
     depths = [len(x) for x in re.findall(r"^ *(?:0|0x[0-9a-f]+) +(?:[A-Z]{2})? *: +(>*) *\{", schedule, re.MULTILINE)]
     around = depths.count(max(depths) - 1) / rounds if rounds else 0
     return round(depths.count(max(depths)) + around)
