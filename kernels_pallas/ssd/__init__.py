@@ -38,7 +38,9 @@ def ssd(
     Without a rank axis r, or with one. log_decay_blh: at most 0, down to -inf. B, C: head i reads group
     i // (h / g). initial_state: zeros by default. dt_blh, D_h (h,) or (h, p), z: left out, nothing is scaled, skipped
     or gated. reset: True at tokens that forget the states before them. chunk_size: q of the "xla" implementation,
-    whose time grows with q and XX
+    whose time grows with q and whose memory for states with 1/q; "gpu", the kernel for Hopper GPUs, and "tpu" have
+    their own. Sums and states in float32 or better; "gpu" multiplies bfloat16, "tpu" what x, B and C are, the others in
+    the states' precision.
     y has x's dtype, the last state keeps the precision.
     Raises ValueError naming the argument whose shape or value does not fit, or an unknown implementation.
     """
