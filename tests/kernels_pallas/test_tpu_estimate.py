@@ -88,6 +88,14 @@ def test_bytes_and_products_of_a_token():
         assert loop.bytes / loop.tokens == {"forward": 4, "backward": 7}[loop.which] * width + shared
 
 
+def test_bytes_and_products_of_a_chunk_of_heads():
+    """Forward: x and y, B and C for all heads of a block, three gates; triangles of 128 x 128, and twice the states."""
+    first, _, _, last = tpu_estimate.dualities()
+    assert first.tokens == 128 * 16 and first.bytes == 128 * (16 * 64 * 4 + 128 * 4 + 16 * 12)
+    assert first.multiplied == (int(128**3 * (8 * (1.5 + 2) + 1.5)), 0)
+    assert last.tokens == 128 * 8 and last.multiplied == (128**3 * (8 * (2 + 5.5) + 3), 0)
+
+
 def test_a_record_for_every_loop_and_generation(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tpu_estimate, "start", lambda folder: None)
     monkeypatch.setattr(tpu_estimate, "bundles", lambda function, arrays, topology, folder, trips: len(topology))
@@ -95,7 +103,7 @@ def test_a_record_for_every_loop_and_generation(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["tpu_estimate", "--json", str(tmp_path / "out.jsonl")])
     tpu_estimate.main()
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert len(records) == 5 * (6 + 9 + 6) == len(capsys.readouterr().out.splitlines())
+    assert len(records) == 5 * (6 + 9 + 6 + 4) == len(capsys.readouterr().out.splitlines())
     assert len({(x["op"], x["shape"], x["pass"], x["device"]) for x in records}) == len(records)
     for x in records:
         assert x["estimate"] and x["bundles"] == len(tpu_estimate.GENERATIONS[x["device"]].topology)
