@@ -91,9 +91,10 @@ def test_bytes_and_products_of_a_token():
 def test_bytes_and_products_of_a_chunk_of_heads():
     """Forward: x and y, B and C for all heads of a block, three gates; triangles of 128 x 128, and twice the states."""
     first, _, _, last = tpu_estimate.dualities()
-    assert first.tokens == 128 * 16 and first.bytes == 128 * (16 * 64 * 4 + 128 * 4 + 16 * 12)
-    assert first.multiplied == (int(128**3 * (8 * (1.5 + 2) + 1.5)), 0)
-    assert last.tokens == 128 * 8 and last.multiplied == (128**3 * (8 * (2 + 5.5) + 3), 0)
+    assert first.trips == last.trips == 2
+    assert first.tokens == 2 * 128 * 16 and first.bytes == 2 * 128 * (16 * 64 * 4 + 128 * 4 + 16 * 12)
+    assert first.multiplied == (int(2 * 128**3 * (8 * (1.5 + 2) + 1.5)), 0)
+    assert last.tokens == 2 * 128 * 8 and last.multiplied == (2 * 128**3 * (8 * (2 + 5.5) + 3), 0)
 
 
 def test_a_record_for_every_loop_and_generation(monkeypatch, tmp_path, capsys):
