@@ -24,10 +24,11 @@ def rotate(
     if n % 2 or s > n // 2:
         raise ValueError(f"{s} angles for {n} states: the states must be even, with an angle for at most each two")
     shape, axis = ((n // 2, 2), -1) if layout == "pairs" else ((2, n // 2), -2)
-    a, b = jnp.moveaxis(x.reshape(*x.shape[:-1], *shape), axis, 0)
-    still = ((0, 0),) * (turn[0].ndim - 1) + ((0, n // 2 - s),)
+    planes, still = x.reshape(*x.shape[:-1], *shape), ((0, 0),) * (turn[0].ndim - 1) + ((0, n // 2 - s),)
     cos, sin = (jnp.pad(each, still, constant_values=value) for each, value in zip(turn, (1, 0), strict=True))
-    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis).reshape(x.shape)
+    cos, sin = (jnp.expand_dims(each, axis) for each in (cos, sin))
+    sign = np.array([-1, 1], x.dtype).reshape((1,) * (sin.ndim - 2) + ((1, 2) if axis == -1 else (2, 1)))
+    return (planes * cos + jnp.flip(planes, axis) * (sign * sin)).reshape(x.shape)
 
 
 @jax.custom_vjp

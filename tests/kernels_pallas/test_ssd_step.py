@@ -66,9 +66,11 @@ PLAIN = {  # batch, lanes written and read, heads, channels, groups, states; wha
 }
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("case", PLAIN)
-def test_values_and_gradients(case, rng, x64):
-    """The gradients are the definition's, whose own is JAX's of a loop that is right."""
+def test_values_and_gradients(case, backend, rng, x64, monkeypatch):
+    """As on a CPU and as on others. The gradients are the definition's, whose own is JAX's of a loop that is right."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     p = problem(rng, *PLAIN[case])
     expected = loop(**p)
     bars = tuple(rng.normal(size=v.shape) for v in expected)
