@@ -125,7 +125,9 @@ def _prepared(q, k, v, beta, log_decay, h, segment_ids):
     precise, heads = at_least_float32(v.dtype), v.shape[2]
     q, k = (jnp.repeat(x.astype(precise), heads // x.shape[2], 2) for x in (q, k))
     v, beta = v.astype(precise), beta.astype(precise)
-    log_decay = jnp.zeros_like(beta) if log_decay is None else log_decay.astype(precise)
+    if log_decay is None:  # kept from the compiler, which would sum up a constant for seconds
+        log_decay = jax.lax.optimization_barrier(jnp.zeros_like(beta))
+    log_decay = log_decay.astype(precise)
     if segment_ids is not None:
         log_decay = jnp.where(segment_starts(segment_ids)[..., None], -jnp.inf, log_decay)
     h = jnp.zeros((len(v), *v.shape[2:], k.shape[-1]), precise) if h is None else h.astype(precise)
