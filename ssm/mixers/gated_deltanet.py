@@ -83,7 +83,7 @@ def chunked(
     r"""Matrix products inside chunks, one dense transition between them; arguments as in `recurrent`.
 
     A token adds $u_t k_t^\top$ with $u_t = \beta_t (v_t - \alpha_t h_{t-1} k_t)$, so that in a chunk entered by h
-    (eq. 8 and section 3.2, the extended WY form), with $L_{ts} = \alpha_t \cdots \alpha_{s+1}$ and
+    (section 3.3, the extended WY form), with $L_{ts} = \alpha_t \cdots \alpha_{s+1}$ and
     $\gamma_t = \alpha_t \cdots \alpha_1$,
 
     $(I + T) U = \mathrm{diag}(\beta) (V - \mathrm{diag}(\gamma) K h^\top)$, $T_{ts} = \beta_t L_{ts} k_t^\top k_s$ for
