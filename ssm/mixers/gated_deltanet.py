@@ -52,9 +52,10 @@ def recurrent(
 ) -> tuple[Float[Array, "b l h p"], Float[Array, "b h p n"]]:
     r"""Token after token, the definition: y in v's dtype, and h after the last token in float32 or better.
 
-    q, k: head i reads group i // (h / g); k of length 1, else no transition is what the equation's says of it.
+    q, k: head i reads group i // (h / g); k of length 1: where beta |k|^2 exceeds 2 the state can grow.
     beta_blh: in [0, 2]. log_decay_blh: $\log \alpha$, at most 0, down to -inf; None: no decay.
-    segment_ids: a token whose id differs from the one before forgets what came before.
+    segment_ids: a token whose id differs from the one before forgets what came before. The gradient keeps one state a
+    token.
     """
     h, tokens = _prepared(q_blgn, k_blgn, v_blhp, beta_blh, log_decay_blh, initial_state, segment_ids)
 

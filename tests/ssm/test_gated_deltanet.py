@@ -98,14 +98,14 @@ def differentiated(form, dtype, arrays, bars, ids):
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
 def test_every_form_in_value_and_gradient(length, rng, x64):
-    """A segment begins at a third of the length. The loops, to which no length is special, run at one."""
+    """A segment begins at a third of the length. To the loops no length is special: they run at one."""
     arrays = problem(rng, length)
     bars = rng.normal(size=arrays[2].shape), rng.normal(size=arrays[5].shape)
     ids = np.arange(length)[None] >= max(1, length // 3)
     starts = np.diff(ids, axis=1, prepend=ids[:, :1]) != 0
     values, expected = loop(*arrays, starts)[:2], adjoint(*arrays, *bars, starts)
-    loops = ("recurrent", "step") if length == 65 else ()
-    for form, dtype in [("chunked", jnp.float64), ("chunked", jnp.float32), *((form, jnp.float32) for form in loops)]:
+    in_float32 = {65: FORMS, 200: ("chunked",)}.get(length, ())
+    for form, dtype in [("chunked", jnp.float64), *((form, jnp.float32) for form in in_float32)]:
         outs, grads = differentiated(form, dtype, arrays, bars, jnp.asarray(ids, jnp.int32))
         for out, ref, name in zip(outs, values, ("y", "h"), strict=True):
             assert_close(out, ref, scale=length, label=f"{form}, {name}")
