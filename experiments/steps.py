@@ -84,7 +84,8 @@ def train_step(
             variables, **model_inputs(task, batch), train=True, rngs={"dropout": key}, mutable=["batch_stats"]
         )
         logits = logits_of(task, out)
-        sums = metrics.sums(logits, batch["targets"], batch.get("weights"))
+        rows = metrics.rows(logits, batch["targets"], batch.get("weights"))
+        sums = metrics.total(rows, task.metric)
         return sums.loss / jnp.maximum(sums.weight, 1e-9), (sums, updated.get("batch_stats", {}))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Summary]:
@@ -103,16 +104,41 @@ def train_step(
     return step
 
 
-def eval_step(model: nn.Module, task: Task) -> Callable[[Tree, Tree, Batch, jax.Array], Sums]:
-    """params, batch_stats, batch, key -> sums of loss, correct answers and weight."""
+def eval_step(model: nn.Module, task: Task, piece: int = 0) -> Callable[[Tree, Tree, Batch, jax.Array], Sums]:
+    """params, batch_stats, batch, key -> sums of loss, correct answers and weight.
+
+    piece: a language model reads sequences of more tokens than this piece by piece, the state carried; 0: whole.
+    """
 
     def step(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> Sums:
         batch = task.preprocess(batch, key, False)
         variables = {"params": params, "batch_stats": batch_stats}
-        logits = logits_of(task, model.apply(variables, **model_inputs(task, batch), train=False))
-        return metrics.sums(logits, batch["targets"], batch.get("weights"))
+        if task.kind == "language_model" and 0 < piece < batch["inputs"].shape[1]:
+            rows = _in_pieces(model, variables, task, batch, piece)
+        else:
+            logits = logits_of(task, model.apply(variables, **model_inputs(task, batch), train=False))
+            rows = metrics.rows(logits, batch["targets"], batch.get("weights"))
+        return metrics.total(rows, task.metric)
 
     return step
+
+
+def _in_pieces(model: nn.Module, variables: Tree, task: Task, batch: Batch, piece: int) -> Sums:
+    """The rows' sums over a batch of long sequences, each piece read from the state that the one before left."""
+    size, length = batch["inputs"].shape
+    count = -(-length // piece)
+    batch = {"weights": jnp.ones((size, length)), **batch}
+    filled = {name: jnp.pad(x, ((0, 0), (0, count * piece - length))) for name, x in batch.items()}
+    pieces = {name: jnp.swapaxes(x.reshape(size, count, piece), 0, 1) for name, x in filled.items()}
+
+    def read(carry, part):
+        rows, state = carry
+        logits, after = model.apply(variables, **model_inputs(task, part), state=state, train=False)
+        after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
+        return (rows + metrics.rows(logits, part["targets"], part["weights"]), after), None
+
+    (rows, _), _ = jax.lax.scan(read, (Sums.zero(size), model.initial_state(size)), pieces)
+    return rows
 
 
 def evaluate_split(
@@ -124,7 +150,7 @@ def evaluate_split(
         step(state.params, state.batch_stats, place(batch), jax.random.fold_in(root, i))
         for i, batch in enumerate(task.eval_batches(split, batch_size))
     ]
-    means = metrics.means(sums, task.metric)
+    means = metrics.means(sums, task.metric, task.classes)
     if not math.isfinite(means["loss"]):
         raise FloatingPointError(f"step {state.step}: the loss on split {split} is not finite")
     return {f"{split}/{name}": value for name, value in means.items()}
@@ -138,14 +164,27 @@ def evaluate(
     batch_size: int,
     place: Callable,
     best: Mapping[str, float],
+    last: bool = False,
 ) -> dict[str, float]:
-    """Figures of the test split; with a validation split, of that one and of test only at a new best."""
+    """Figures of the test split; with a validation split, of that one and of test only at a new best.
+
+    last: training is over, and the splits beside these three are evaluated too.
+    """
+    split = functools.partial(evaluate_split, step, state, task, batch_size=batch_size, place=place)
     figures = {}
     if "validation" in task.splits:
-        figures = evaluate_split(step, state, task, "validation", batch_size, place)
+        figures = split("validation")
         if not metrics.improves(task.metric, "validation", figures, best):
             return figures
-    return figures | evaluate_split(step, state, task, "test", batch_size, place)
+    figures |= split("test")
+    for name in further_splits(task) if last else ():
+        figures |= split(name)
+    return figures
+
+
+def further_splits(task: Task) -> list[str]:
+    """The splits that are evaluated once, at the end of training."""
+    return [split for split in task.splits if split not in ("train", "validation", "test")]
 
 
 # Numbers that are not finite -----------------------------------------------------------------------
