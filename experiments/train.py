@@ -150,9 +150,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         print(f"stopped at step {step} of {total} with a checkpoint; the same command continues")
         return stop.status
     seconds = chrono.seconds_per_step
-    further = {
-        split: figure[key] for split in steps.further_splits(task) if (key := f"{split}/{task.metric}") in figure
-    }
+    further = {split: figure.get(f"{split}/{task.metric}") for split in steps.further_splits(task)}
     result = records.result(
         run.config,
         environment,

@@ -1,9 +1,9 @@
 """Word problems of finite groups: the product of the elements read so far.
 
-Merrill, Petty and Sabharwal 2024 (arXiv:2404.08819, section 5): word_problem_A5, word_problem_A4xZ5 and word_problem_Z60
-have groups of order 60, nonsolvable, solvable and abelian; word_problem_S3, _A4 and _S5 are DeltaProduct's and Grazzi
-et al.'s (arXiv:2502.10297, arXiv:2411.12537). Token 0 is PAD and token 1 + i the group's element i, uniform; the target
-of position i is g_1 g_2 ... g_i, scored at every position, and a sequence counts as right where all its positions are
+Merrill, Petty and Sabharwal 2024 (arXiv:2404.08819, section 5): word_problem_A5, _A4xZ5 and _Z60 have groups of order
+60, nonsolvable, solvable and abelian; word_problem_S3, _A4 and _S5 are DeltaProduct's and Grazzi et al.'s
+(arXiv:2502.10297, arXiv:2411.12537). Token 0 is PAD and token 1 + i the group's element i, uniform; the target of
+position i is g_1 g_2 ... g_i, scored at every position, and a sequence counts as right where all its positions are
 (metric sequence_accuracy).
 
 Elements are permutations in lexicographic order, those of A x B with A's order first; g h means g after h,

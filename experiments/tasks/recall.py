@@ -28,9 +28,8 @@ class Recall(Drawn):
 
     def at_lengths(self, source: str, **ends) -> SyntheticTask:
         """A task that is always of one length."""
-        return self.task(
-            [self.test_draw(self.length)], 0, self.test_draw(self.test_length or self.length), source, **ends
-        )
+        test = self.test_draw(self.test_length or self.length)
+        return self.task([self.test_draw(self.length)], 0, test, source, **ends)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,8 +145,8 @@ class Needle(Recall):
 
     Tokens: 0 the mark of a needle, 1 to `keys` keys, the next `values` values, and the other tokens up to vocabulary
     hay, uniform. A needle is the mark, a key and value_size values; a sequence holds `needles` of them, of different
-    keys, in blocks of the hay that are drawn without replacement, and ends with the mark, the key of one of them, and its values but
-    the last. Scored are the last value_size positions, whose targets are its values.
+    keys, in blocks of the hay that are drawn without replacement, and ends with the mark, the key of one of them, and
+    its values but the last. Scored are the last value_size positions, whose targets are its values.
     depth: where the needle that is asked for lies, 0 at the start and 1 at the end of the hay; -1: anywhere.
     Haystacks of text, as Mamba-3's (arXiv:2603.15569, table 4), need a language model; this task can be trained on.
     """
