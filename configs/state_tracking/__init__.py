@@ -12,15 +12,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import synthetic
+
 MODELS = ("mamba3", "mamba3_fixed", "mamba3_none", "mamba2", "mamba", "attention")
-PATTERNS = {"mamba3_fixed": "mamba3", "mamba3_none": "mamba3"}
-MIXERS = {
-    "mamba3": {"state_size": 64, "head_size": 32, "rotation": "data"},
-    "mamba2": {"state_size": 64, "head_size": 32},
-    "mamba": {"state_size": 16},
-    "attention": {"heads": 4, "window": 2048},
-}
 ROTATIONS = {"mamba3_fixed": "fixed", "mamba3_none": "none"}
+SOURCE = "Lahoti et al. 2026"
 LENGTHS = {
     "min_length": 3,
     "lengths": (40, 80, 120, 160),
@@ -34,68 +30,17 @@ LENGTHS = {
 
 
 def base(preset: str, task: Mapping[str, Any], model: str, *, depth: int) -> ConfigDict:
-    """A run of the set-up above on the task."""
-    pattern = PATTERNS.get(model, model)
-    config = ConfigDict()
-    config.preset = preset if model in MIXERS else f"{model.removeprefix('mamba3_')}-{preset}"
-    config.seed = 0
-    config.published = {"metric": task["metric"], "value": 0.0, "source": ""}
-    config.next = ""
-    config.task = dict(task)
-    config.model = {
-        "pattern": pattern,
-        "mixers": {pattern: dict(MIXERS[pattern])},
-        "width": 64,
-        "depth": depth,
-        "mlp_size": 128,
-        "dropout": 0.0,
-        "tie_embeddings": False,
-        "norm_eps": 1e-5,
-        "scan_layers": False,
-        "remat": False,
-        "dtype": "float32",
-    }
+    """A run of the set-up above on the task. A record's folder has the model's pattern and the preset in its name."""
+    if model in ROTATIONS:
+        preset = f"{ROTATIONS[model]}-{preset}"
+    config = synthetic.base(preset, task, "mamba3" if model in ROTATIONS else model, depth=depth)
     if model in ROTATIONS:
         config.model.mixers.mamba3.rotation = ROTATIONS[model]
-    config.optimizer = {
-        "name": "adamw",
-        "learning_rate": 0.001,
-        "weight_decay": 0.1,
-        "b1": 0.9,
-        "b2": 0.999,
-        "clip_norm": 1.0,
-        "schedule": "cosine",
-        "warmup_steps": 0,
-        "warmup_epochs": 0.0,
-        "warmup_percent": 10.0,
-        "groups": {"no_decay": {"match": "(A_log|D|scale|bias|embedding)$", "weight_decay": 0.0}},
-    }
-    # Of each duration one unit is given and the others are 0.
-    config.batch_size = config.eval_batch_size = 256
-    config.train_steps, config.train_epochs = 40000, 0.0
-    config.eval_every_steps, config.eval_every_epochs = 2000, 0.0
-    config.checkpoint_every_steps, config.checkpoint_every_epochs = 10000, 0.0
-    config.log_every_steps = 200
-    config.keep_checkpoints = 1
-    config.eval_piece_tokens = 0  # sequences of more tokens are evaluated in pieces of so many; 0: whole
-    config.time_limit_minutes = 0.0  # 0: none
-    config.devices = 1
+    config.model.mlp_size = 128
+    fields = {"weight_decay": 0.1, "clip_norm": 1.0, "schedule": "cosine", "warmup_percent": 10.0}
+    config.optimizer.update(fields)
     return config
 
 
-def publish(config: ConfigDict, figures: Mapping[str, float], model: str) -> None:
-    """The paper's figure beside the run's own, where it has one."""
-    if model in figures:
-        config.published.update({"value": figures[model], "source": "Lahoti et al. 2026"})
-
-
 def smoke(config: ConfigDict) -> None:
-    """Four steps of a tiny model."""
-    config.model.update({"width": 8, "depth": 1, "mlp_size": 16})
-    sizes = {"head_size": 8, "state_size": 4, "heads": 2}
-    for options in config.model.mixers.values():
-        options.update({name: size for name, size in sizes.items() if name in options})
-    config.task.update({"lengths": (8,), "stage_steps": 0, "test_length": 8, "test_examples": 8, "eval_lengths": (16,)})
-    config.task.eval_examples = config.batch_size = config.eval_batch_size = 4
-    config.train_steps = 4
-    config.eval_every_steps = config.checkpoint_every_steps = config.log_every_steps = 2
+    synthetic.smoke(config, lengths=(8,), test_length=8, eval_lengths=(16,))

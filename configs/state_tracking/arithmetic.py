@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from configs import choose, state_tracking
+from configs import choose, state_tracking, synthetic
 
 TASKS = ("plain", "brackets")
 SIZES = ("paper", "smoke")
@@ -41,7 +41,7 @@ def get_config(preset: str = "") -> ConfigDict:
     if size == "smoke":
         state_tracking.smoke(config)
     else:
-        state_tracking.publish(config, PUBLISHED[task], model)
+        synthetic.publish(config, PUBLISHED[task], model, state_tracking.SOURCE)
     return config
 
 

@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from configs import choose, state_tracking
+from configs import choose, state_tracking, synthetic
 
 SIZES = ("demo", "paper", "smoke")
 PUBLISHED = {"mamba3": 100.0, "mamba3_fixed": 1.56, "mamba3_none": 2.27, "mamba2": 0.90}
@@ -40,7 +40,7 @@ def get_config(preset: str = "") -> ConfigDict:
     elif size == "smoke":
         state_tracking.smoke(config)
     else:
-        state_tracking.publish(config, PUBLISHED, model)
+        synthetic.publish(config, PUBLISHED, model, state_tracking.SOURCE)
     return config
 
 

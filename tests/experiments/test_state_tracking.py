@@ -1,4 +1,4 @@
-"""The configs of state tracking, long sequences in pieces, and a run of a synthetic task from start to end."""
+"""The configs of synthetic tasks, long sequences in pieces, and a run of a synthetic task from start to end."""
 
 import json
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.recall import induction_heads, mqar, needle, selective_copying
 from configs.state_tracking import arithmetic, parity, word_problem
 from experiments import commandline, evaluate, setup, steps, train
 from ssm.language_model import LanguageModel
@@ -15,13 +16,14 @@ from tests.experiments.test_kill import bits, outcome
 
 PRESETS = [
     *((parity, f"{model},{size}") for model in parity.state_tracking.MODELS for size in parity.SIZES),
-    *(
-        (arithmetic, f"{task},{model},{size}")
-        for task in arithmetic.TASKS
-        for model, size in (("mamba3", "paper"), ("attention", "smoke"))
-    ),
+    *((arithmetic, f"{task},mamba3,{size}") for task in arithmetic.TASKS for size in arithmetic.SIZES),
     *((word_problem, f"{group},mamba2") for group in word_problem.GROUPS),
     (word_problem, "smoke"),
+    *((module, f"{model},smoke") for module in (selective_copying, needle) for model in ("mamba", "attention")),
+    *((module, size) for module in (selective_copying, needle) for size in module.SIZES),
+    *((induction_heads, f"{model},paper") for model in induction_heads.MODELS),
+    (induction_heads, "smoke"),
+    *((mqar, f"mamba2,{size}") for size in mqar.SIZES),
 ]
 
 
@@ -30,7 +32,9 @@ def test_every_preset_is_ready_to_run(module, preset):
     config = module.get_config(preset)
     ready = setup.prepare(config)
     assert ready.task.metric == config.published.metric
-    assert {row.path.split("/")[-1] for row in ready.rows if row.weight_decay} <= {"kernel", "weight", "rank"}
+    assert {row.path.split("/")[-1] for row in ready.rows if row.weight_decay} <= {"kernel", "weight"}
+    folder, name = module.__name__.split(".")[1:]
+    assert f"python -m experiments.train --config=configs/{folder}/{name}.py:" in module.__doc__
 
 
 def test_the_published_set_up():
