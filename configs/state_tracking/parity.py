@@ -52,17 +52,18 @@ def sweep(add: Callable[[str], None], preset: str = "") -> None:
 
 
 def _demo(config: ConfigDict) -> None:
-    config.model.update({"width": 32, "mlp_size": 64})
+    config.model.update({"width": 32, "mlp_size": 0})
     for options in config.model.mixers.values():
         options.update({"head_size": 16, "state_size": 16} if "head_size" in options else {})
     if "mamba3" in config.model.mixers:
         config.model.mixers.mamba3.update({"dt_min": 0.3, "dt_max": 1.0, "angle_activation": "none"})
     config.task.update({"lengths": (8, 16, 32), "stage_steps": 300, "scored": "every"})
     config.task.update({"test_length": 64, "test_examples": 1024, "eval_lengths": (128, 256)})
-    config.optimizer.update({"learning_rate": 0.01, "weight_decay": 0.01})
+    config.optimizer.update({"learning_rate": 0.01, "weight_decay": 0.01, "b2": 0.95})
+    # Logits stay small, so that the loss goes on asking for turns of exactly half a circle.
+    config.optimizer.groups.head = {"match": "head", "weight_decay": 1.0}
     config.batch_size = config.eval_batch_size = 64
-    config.train_steps, config.eval_every_steps, config.checkpoint_every_steps = 1600, 200, 800
+    config.train_steps, config.eval_every_steps, config.checkpoint_every_steps = 2000, 400, 1000
     config.log_every_steps = 50
-    config.next = (
-        "python -m experiments.train --config=configs/state_tracking/parity.py:mamba2,demo --workdir=runs/mamba2"
-    )
+    command = "python -m experiments.train --config=configs/state_tracking/parity.py"
+    config.next = f"{command}:mamba2,demo --workdir=runs/parity-mamba2"

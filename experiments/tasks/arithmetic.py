@@ -21,7 +21,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from experiments.tasks.synthetic import Example, Strings, SyntheticTask, string
+from experiments.tasks.synthetic import Example, Strings, SyntheticTask, check_modulus, string
 
 PLUS, MINUS, TIMES, EQUALS, OPEN, CLOSE = 1, 2, 3, 4, 5, 6
 DIGIT, OPERATOR = 0, -1  # on the stack of what is to be written: 0 a digit, -1 an operator, -2 - t the token t
@@ -33,7 +33,7 @@ class Options(Strings):
     multiply: bool = False  # with brackets: * too
 
     def load(self) -> SyntheticTask:
-        self.at_least(2, "modulus")
+        check_modulus(self.name, self.modulus)
         brackets = self.name == "modular_arithmetic_brackets"
         if self.multiply and not brackets:
             raise ValueError(f"task {self.name}: multiply is for modular_arithmetic_brackets; here * is always there")

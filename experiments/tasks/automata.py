@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.tasks.synthetic import Example, Strings, SyntheticTask, string
+from experiments.tasks.synthetic import Example, Strings, SyntheticTask, check_modulus, string
 from ssm import naming
 
 SCORED = ("last", "every")
@@ -64,7 +64,7 @@ class Options(Strings):
     test_scored: str = "last"
 
     def load(self) -> SyntheticTask:
-        self.at_least(2, "modulus")
+        check_modulus(self.name, self.modulus)
         for field in ("scored", "test_scored"):
             if getattr(self, field) not in SCORED:
                 raise naming.unknown(field, getattr(self, field), SCORED)

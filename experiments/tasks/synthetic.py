@@ -207,6 +207,12 @@ class Strings(Drawn):
         return Draw(length, smallest or largest, largest)
 
 
+def check_modulus(name: str, modulus: int) -> None:
+    """Raises ValueError for a modulus with which int32 sums over 2^20 tokens, or products, could overflow."""
+    if not 2 <= modulus <= 1024:
+        raise ValueError(f"task {name}: modulus={modulus} must be between 2 and 1024")
+
+
 def string(inputs: jax.Array, targets: jax.Array, size: jax.Array, every: bool) -> Example:
     """The first `size` tokens, scored at the last of them, or at every one."""
     position = jnp.arange(len(inputs))

@@ -157,6 +157,17 @@ def test_an_example_is_a_function_of_seed_step_and_row(name):
     assert 0 <= alike["inputs"].min() and alike["inputs"].max() < task.input_size
 
 
+def test_devices_share_a_batch():
+    """Each makes its own rows, and they are those that one device makes."""
+    task = load("parity", lengths=(24,))
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    origin = next(task.train_batches(4, 0, 0))
+    placed = jax.device_put(origin, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    one, two = (jax.jit(lambda part: task.preprocess(part, jax.random.key(0), True))(x) for x in (origin, placed))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert [shard.data.shape for shard in two["inputs"].addressable_shards] == [(2, 24)] * 2
+
+
 def test_a_test_counts_each_example_once_and_is_always_the_same():
     task = load("parity", test_examples=5, test_length=8, eval_lengths=(16, 32), eval_examples=3)
     assert task.splits == ("train", "test", "test_16", "test_32")
@@ -184,8 +195,8 @@ def test_the_test_may_draw_lengths_too():
 
 
 ERRORS = {
-    "modulus=1 must be at least 2": ("cycle", {"modulus": 1}),
-    "task modular_arithmetic: modulus=0 must be at least 2": ("modular_arithmetic", {"modulus": 0}),
+    "modulus=1 must be between 2 and 1024": ("cycle", {"modulus": 1}),
+    "task modular_arithmetic: modulus=2000 must be between 2": ("modular_arithmetic", {"modulus": 2000}),
     "multiply is for modular_arithmetic_brackets": ("modular_arithmetic", {"multiply": True}),
     "lengths=\\(1,\\) must be at least 2": ("modular_arithmetic", {"lengths": (1,)}),
     "lengths is empty": ("parity", {"lengths": ()}),
