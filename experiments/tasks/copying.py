@@ -16,43 +16,23 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from experiments.tasks.synthetic import Draw, Drawn, Example, SyntheticTask
+from experiments.tasks.synthetic import Example, OneLength, SyntheticTask
 
 NOISE = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(Drawn):
-    """test_length: 0 for that of training."""
-
+class Options(OneLength):
     length: int = 4096
-    test_length: int = 0
     vocabulary: int = 16
     memorize: int = 16
 
     def load(self) -> SyntheticTask:
         self.at_least(4, "vocabulary")
         self.at_least(1, "memorize")
-        self.at_least(0, "test_length")
-        for field in ("length", "test_length", "eval_lengths"):
-            lengths = getattr(self, field)
-            for length in lengths if isinstance(lengths, (tuple, list)) else [lengths]:
-                if length and length < 2 * self.memorize:
-                    raise ValueError(
-                        f"task {self.name}: {field}={lengths} must be at least {2 * self.memorize}:"
-                        f" memorize={self.memorize} tokens, and as many markers"
-                    )
-        stage, test = self.test_draw(self.length), self.test_draw(self.test_length or self.length)
-        source = f"sequences with {self.memorize} tokens to copy"
-        return self.task([stage], 0, test, source, make=self._make, input_size=self.vocabulary, classes=self.answers)
-
-    @property
-    def answers(self) -> int:
-        """Tokens that may have to be remembered."""
-        return self.vocabulary - 2
-
-    def test_draw(self, length: int) -> Draw:
-        return Draw(length, self.memorize, self.memorize)
+        self.check_lengths(2 * self.memorize, f"memorize={self.memorize} tokens, and as many markers")
+        ends = dict(make=self._make, input_size=self.vocabulary, classes=self.vocabulary - 2)
+        return self.one_length(f"sequences with {self.memorize} tokens to copy", **ends)
 
     def _make(self, key: jax.Array, size: jax.Array, length: int, train: bool) -> Example:
         place_key, token_key = jax.random.split(key)

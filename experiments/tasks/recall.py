@@ -1,39 +1,16 @@
 """Recall from what was read: induction heads, multi-query associative recall, and a needle in a haystack."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.tasks.synthetic import Draw, Drawn, Example, SyntheticTask
+from experiments.tasks.synthetic import Draw, Example, OneLength, SyntheticTask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recall(Drawn):
-    """length: all positions of a sequence; test_length: 0 for that of training."""
-
-    length: int = 256
-    test_length: int = 0
-
-    def check_lengths(self, least: int, why: str) -> None:
-        """Raises ValueError naming a length that cannot hold an example."""
-        self.at_least(0, "test_length")
-        for field in ("length", "test_length", "eval_lengths"):
-            lengths = getattr(self, field)
-            for length in lengths if isinstance(lengths, Sequence) else [lengths]:
-                if length < least and not (field == "test_length" and length == 0):
-                    raise ValueError(f"task {self.name}: {field}={lengths} must be at least {least}: {why}")
-
-    def at_lengths(self, source: str, **ends) -> SyntheticTask:
-        """A task that is always of one length."""
-        test = self.test_draw(self.test_length or self.length)
-        return self.task([self.test_draw(self.length)], 0, test, source, **ends)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Induction(Recall):
+class Induction(OneLength):
     """Induction heads (Mamba, arXiv:2312.00752, section 4.1.2 and appendix E.1; Olsson et al. 2022).
 
     Token 0 is special, 1 to vocabulary - 1 are ordinary and uniform. The special token stands once at a uniform place
@@ -48,7 +25,7 @@ class Induction(Recall):
         self.at_least(3, "vocabulary")
         self.check_lengths(3, "the special token, its successor, and the special token again")
         ends = dict(make=self._make, input_size=self.vocabulary, classes=self.vocabulary - 1)
-        return self.at_lengths(f"sequences of {self.vocabulary - 1} tokens and a special one", **ends)
+        return self.one_length(f"sequences of {self.vocabulary - 1} tokens and a special one", **ends)
 
     def _make(self, key: jax.Array, size: jax.Array, length: int, train: bool) -> Example:
         place_key, token_key = jax.random.split(key)
@@ -60,7 +37,7 @@ class Induction(Recall):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MQAR(Recall):
+class MQAR(OneLength):
     """Multi-query associative recall (Arora et al. 2023, arXiv:2312.04927; Mamba-2, arXiv:2405.21060, appendix D.1).
 
     Tokens 1 to V/2 - 1 are keys, V/2 to V - 1 values. A sequence begins with `pairs` keys, all different, each followed
@@ -140,7 +117,7 @@ class MQAR(Recall):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Needle(Recall):
+class Needle(OneLength):
     """A needle in a haystack, as RULER has it (Hsieh et al. 2024, arXiv:2404.06654), in tokens of its own.
 
     Tokens: 0 the mark of a needle, 1 to `keys` keys, the next `values` values, and the other tokens up to vocabulary
@@ -172,7 +149,7 @@ class Needle(Recall):
         least = (self.needles + 1) * (2 + self.value_size) - 1
         self.check_lengths(least, f"needles={self.needles} of {2 + self.value_size} tokens and the question")
         ends = dict(make=self._make, input_size=self.vocabulary, classes=self.values)
-        return self.at_lengths(f"hay with {self.needles} needles", **ends)
+        return self.one_length(f"hay with {self.needles} needles", **ends)
 
     def _make(self, key: jax.Array, size: jax.Array, length: int, train: bool) -> Example:
         hay_key, key_key, value_key, place_key = jax.random.split(key, 4)

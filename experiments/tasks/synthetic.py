@@ -207,6 +207,28 @@ class Strings(Drawn):
         return Draw(length, smallest or largest, largest)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneLength(Drawn):
+    """The fields of tasks whose sequences are all of one length; test_length: 0 for that of training."""
+
+    length: int = 256
+    test_length: int = 0
+
+    def check_lengths(self, least: int, why: str) -> None:
+        """Raises ValueError naming a length that cannot hold an example."""
+        self.at_least(0, "test_length")
+        for field in ("length", "test_length", "eval_lengths"):
+            lengths = getattr(self, field)
+            for length in lengths if isinstance(lengths, (tuple, list)) else [lengths]:
+                if length < least and not (field == "test_length" and length == 0):
+                    raise ValueError(f"task {self.name}: {field}={lengths} must be at least {least}: {why}")
+
+    def one_length(self, source: str, **ends) -> SyntheticTask:
+        """The task of one stage."""
+        test = self.test_draw(self.test_length or self.length)
+        return self.task([self.test_draw(self.length)], 0, test, source, **ends)
+
+
 def check_modulus(name: str, modulus: int) -> None:
     """Raises ValueError for a modulus with which int32 sums over 2^20 tokens, or products, could overflow."""
     if not 2 <= modulus <= 1024:
