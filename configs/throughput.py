@@ -1,27 +1,48 @@
 """What a training step costs, on noise in the shape of a task: no result, and nothing is learnt.
 
-    python -m experiments.throughput --config=configs/throughput.py:pathx --json=FILE
+    python -m experiments.throughput --config=configs/throughput.py:mamba2-130m --json=FILE
 
-Presets; pathx where nothing is said.
-    pathx  the classifier that reads Path-X, 16,384 pixels: six bidirectional S4D layers of width 256 with 64
-           states, batch norm, gated units (the sizes of S4, arXiv:2111.00396, table 11), bfloat16 activations
-    smoke  the same, tiny
+Presets are MODEL,SIZE in any order; pathx,full where nothing is said.
+    MODEL  pathx        the classifier that reads Path-X, 16,384 pixels: six bidirectional S4D layers of width 256 with
+                        64 states, batch norm, gated units (the sizes of S4, arXiv:2111.00396, table 11)
+           mamba2-130m  the language model of Mamba-2's smallest checkpoint (arXiv:2405.21060): 24 layers of width 768,
+                        50,277 tokens filled up to 50,288; 16 sequences of 2,048
+           mamba3-130m  the same with Mamba-3's layers in place of Mamba-2's
+    SIZE   full         bfloat16 activations, AdamW, no dropout
+           smoke        the same, tiny
 `variants` names what is timed, each with fields set anew (FIELD=VALUE, spaces between); `baseline` is the one to
 compare with.
 """
 
 from ml_collections import ConfigDict
 
-from configs import choose, smnist
+from configs import choose, language_model, smnist
 
-SIZES = ("pathx", "smoke")
+MODELS = ("pathx", "mamba2-130m", "mamba3-130m")
+SIZES = ("full", "smoke")
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    (size,) = choose(preset, size=SIZES)
+    model, size = choose(preset, model=MODELS, size=SIZES)
+    config = _pathx() if model == "pathx" else _language_model(model.split("-")[0])
+    config.preset = model if size == "full" else size
+    config.timed_steps = 20 if model == "pathx" else 10
+    if size == "smoke":
+        config.task.update({"length": 64, "examples": 4})
+        config.model.update({"width": 8, "depth": 1})
+        (options,) = config.model.mixers.values()
+        options.state_size = 4
+        if model != "pathx":
+            options.head_size = 4
+            config.task.vocabulary = 16
+        config.batch_size = config.eval_batch_size = 4
+        config.timed_steps = 2
+    return config
+
+
+def _pathx() -> ConfigDict:
     config = smnist.get_config("s4d,paper")
-    config.preset = size
-    config.task = {"name": "noise", "length": 16384, "examples": 64}
+    config.task = {"name": "noise", "length": 16384, "examples": 64, "vocabulary": 0}
     config.model.update({"width": 256, "depth": 6, "bidirectional": True, "dtype": "bfloat16", "dropout": 0.0})
     config.batch_size = config.eval_batch_size = 32
     config.baseline = "fft"
@@ -30,11 +51,15 @@ def get_config(preset: str = "") -> ConfigDict:
         "chunked": "model.mixers.s4d.form=chunked",
     }
     config.model.mixers.s4d.form = "auto"
-    config.timed_steps = 20
-    if size == "smoke":
-        config.task.update({"length": 64, "examples": 4})
-        config.model.update({"width": 8, "depth": 1})
-        config.model.mixers.s4d.state_size = 4
-        config.batch_size = config.eval_batch_size = 4
-        config.timed_steps = 2
+    return config
+
+
+def _language_model(mixer: str) -> ConfigDict:
+    config = language_model.get_config(f"{mixer},shakespeare")
+    config.task = {"name": "noise", "length": 2048, "examples": 32, "vocabulary": 50288}
+    config.model.update({"width": 768, "depth": 24, "mlp_size": 0, "dropout": 0.0})
+    config.model.mixers[mixer].update({"state_size": 128, "form": "auto"})
+    config.batch_size = config.eval_batch_size = 16
+    config.baseline = "chunked"
+    config.variants = {form: f"model.mixers.{mixer}.form={form}" for form in ("auto", "chunked")}
     return config

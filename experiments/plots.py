@@ -1,4 +1,4 @@
-"""Figures: a run's loss and metric against the step, and an operation's time against the length."""
+"""Figures: a run's loss and metric against the step, an operation's time against the length, and generation."""
 
 import os
 import pathlib
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.metrics import METRICS
 
+Series = Mapping[str, Sequence[tuple[int, float]]]
 STYLE = {"train": ("#9aa5b1", 1.2, ""), "validation": ("#d9822b", 1.8, "o"), "test": ("#1f5fa8", 1.8, "o")}
 
 
@@ -31,7 +32,7 @@ def curves(path: pathlib.Path, lines: Sequence[dict], title: str, metric: str, p
     _save(figure, path)
 
 
-def cost(path: pathlib.Path, series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> None:
+def cost(path: pathlib.Path, series: Series, title: str) -> None:
     """Milliseconds against the length, a line for each "IMPLEMENTATION, PASS"; in gray what is the baseline."""
     figure = _figure(title, 6)
     axes = figure.subplots()
@@ -45,6 +46,22 @@ def cost(path: pathlib.Path, series: Mapping[str, Sequence[tuple[int, float]]], 
     axes.set_xlabel("length of a sequence (tokens)")
     axes.set_ylabel("time (ms)")
     _plain(axes)
+    _save(figure, path)
+
+
+def generation(path: pathlib.Path, panels: Sequence[tuple[str, str, Series]]) -> None:
+    """Panels of (label of x, label of y, name -> points), both axes by powers; in gray what is called transformer."""
+    figure = _figure("", 9)
+    for axes, (x, y, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for i, (name, points) in enumerate(series.items()):
+            color = "#9aa5b1" if name == "transformer" else ("#1f5fa8", "#d9822b", "#3f8f5b")[i % 3]
+            axes.plot(*zip(*points, strict=True), color=color, marker="o", ms=4, label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.legend(frameon=False, fontsize=8)
+        _plain(axes)
     _save(figure, path)
 
 

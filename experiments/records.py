@@ -7,6 +7,7 @@ import pathlib
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,6 +27,12 @@ def environment(command: str, devices: int) -> dict:
         "hardware": hardware(devices),
         "versions": {"python": platform.python_version(), **versions},
     }
+
+
+def measured(program: str, argv: Sequence[str], devices: int) -> dict:
+    """What every line of measurements says of its command, device, versions, commit and date."""
+    about = environment(" ".join([f"python -m {program}", *argv[1:]]), devices)
+    return about | {"device": about.pop("hardware"), "date": datetime.date.today().isoformat()}
 
 
 def commit() -> str:

@@ -59,9 +59,19 @@ def model_inputs(task: Task, batch: Batch) -> dict[str, Any]:
     return {"inputs": batch["inputs"], "lengths": batch.get("lengths")}
 
 
-def logits_of(task: Task, out: Any) -> jax.Array:
-    """The logits of what the task's kind of model returns: a language model returns its state too."""
-    return out[0] if task.kind == "language_model" else out
+def forward(model: nn.Module, task: Task, variables: Tree, batch: Batch, **options: Any) -> tuple[Sums, Tree]:
+    """The sums of a batch, and the batch statistics after it; options: of the model, and of its `apply`."""
+    inputs, targets, weights = model_inputs(task, batch), batch["targets"], batch.get("weights")
+    if task.kind == "language_model" and task.metric != "sequence_accuracy":
+        inputs |= {"targets": targets, "weights": weights, "method": "cross_entropy"}
+        out, updated = model.apply(variables, **inputs, **options)
+        weight = targets.size if weights is None else jnp.sum(weights)
+        sums = Sums(*out, jnp.asarray(weight, jnp.float32))
+    else:
+        out, updated = model.apply(variables, **inputs, **options)
+        logits = out[0] if task.kind == "language_model" else out
+        sums = metrics.total(metrics.rows(logits, targets, weights), task.metric)
+    return sums, updated.get("batch_stats", {})
 
 
 def new_state(optimizer: optax.GradientTransformation, params: Tree, batch_stats: Tree) -> TrainState:
@@ -80,13 +90,9 @@ def train_step(
 
     def loss(params, batch_stats, batch, key):
         variables = {"params": params, "batch_stats": batch_stats}
-        out, updated = model.apply(
-            variables, **model_inputs(task, batch), train=True, rngs={"dropout": key}, mutable=["batch_stats"]
-        )
-        logits = logits_of(task, out)
-        rows = metrics.rows(logits, batch["targets"], batch.get("weights"))
-        sums = metrics.total(rows, task.metric)
-        return sums.loss / jnp.maximum(sums.weight, 1e-9), (sums, updated.get("batch_stats", {}))
+        options = dict(train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+        sums, batch_stats = forward(model, task, variables, batch, **options)
+        return sums.loss / jnp.maximum(sums.weight, 1e-9), (sums, batch_stats)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Summary]:
         data_key, dropout_key = jax.random.split(jax.random.fold_in(root, state.step))
@@ -114,17 +120,14 @@ def eval_step(model: nn.Module, task: Task, piece: int = 0) -> Callable[[Tree, T
         batch = task.preprocess(batch, key, False)
         variables = {"params": params, "batch_stats": batch_stats}
         if task.kind == "language_model" and 0 < piece < batch["inputs"].shape[1]:
-            rows = _in_pieces(model, variables, task, batch, piece)
-        else:
-            logits = logits_of(task, model.apply(variables, **model_inputs(task, batch), train=False))
-            rows = metrics.rows(logits, batch["targets"], batch.get("weights"))
-        return metrics.total(rows, task.metric)
+            return _in_pieces(model, variables, task, batch, piece)
+        return forward(model, task, variables, batch, train=False, mutable=[])[0]
 
     return step
 
 
 def _in_pieces(model: nn.Module, variables: Tree, task: Task, batch: Batch, piece: int) -> Sums:
-    """The rows' sums over a batch of long sequences, each piece read from the state that the one before left."""
+    """The sums of a batch of long sequences, each piece read from the state that the one before left."""
     size, length = batch["inputs"].shape
     count = -(-length // piece)
     batch = {"weights": jnp.ones((size, length)), **batch}
@@ -138,7 +141,7 @@ def _in_pieces(model: nn.Module, variables: Tree, task: Task, batch: Batch, piec
         return (rows + metrics.rows(logits, part["targets"], part["weights"]), after), None
 
     (rows, _), _ = jax.lax.scan(read, (Sums.zero(size), model.initial_state(size)), pieces)
-    return rows
+    return metrics.total(rows, task.metric)
 
 
 def evaluate_split(

@@ -4,7 +4,8 @@
 
 The errors are ||out - ref|| / ||ref||, with the loop over tokens in float64, on the CPU, as the reference, of the
 very numbers that the implementation is given. "checkpointed" is `lax.associative_scan` inside `jax.checkpoint`. Exit
-status 1 where one is past its bound: 2e-6 sqrt(length) in float32, 8e-3 in bfloat16, four times that for gradients.
+status 1 where one is past its bound: 2e-6 sqrt(length) in float32 (of one token, sqrt(states)), 8e-3 in bfloat16, four
+times that for gradients.
 """
 
 import argparse
@@ -18,7 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.cases import convolution, diagonal, duality, here, scan, selective, short
+from kernels_pallas.cases import (
+    called,
+    convolution,
+    diagonal,
+    duality,
+    duality_step,
+    here,
+    scan,
+    selective,
+    selective_step,
+    short,
+)
 from kernels_pallas.records import about, append
 
 BOUNDS = {"float32": lambda length: 2e-6 * length**0.5, "bfloat16": lambda length: 8e-3}
@@ -37,7 +49,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.op.__name__.split(".")[-1]
+        return called(self.op)
 
     def function(self, implementation: str) -> Callable:
         return lambda inputs: getattr(self.op, self.name)(**inputs, **self.options, implementation=implementation)
@@ -96,7 +108,7 @@ def convolutions() -> Iterator[Case]:
 def diagonal_systems() -> Iterator[Case]:
     for dtype, batch, length, d, n, reverse in [
         ("bfloat16", 2, 2048, 128, 128, False),
-        ("float32", 2, 1000, 64, 64, True),
+        ("float32", 2, 1024, 64, 64, True),
     ]:
         random = np.random.default_rng(length)
         a = draw(random, "complex", n)
@@ -144,6 +156,35 @@ def dualities() -> Iterator[Case]:
         yield Case(duality, shape, "bfloat16", length, inputs, ("x", "z", "B", "C"), dict(reset=starts))
 
 
+def selective_steps() -> Iterator[Case]:
+    for dtype, batch, d, n in [("bfloat16", 4, 256, 16), ("float32", 1, 96, 64)]:
+        random = np.random.default_rng(d)
+        inputs = {name: random.normal(size=(batch, d)) for name in ("x_bd", "dt_bd", "z_bd")}
+        inputs |= {name: random.normal(size=(batch, n)) for name in ("B_bn", "C_bn")}
+        inputs |= dict(A_dn=-np.exp(random.normal(size=(d, n))), D_d=random.normal(size=d))
+        inputs["A_dn"][:, 0] = 0  # no decay, and e^-300 or so
+        inputs["A_dn"][:, 1] = -400
+        inputs |= dict(state_bdn=random.normal(size=(batch, d, n)), dt_bias_d=random.normal(size=d))
+        narrow = ("x_bd", "dt_bd", "z_bd", "B_bn", "C_bn")
+        yield Case(selective_step, f"B{batch} D{d} N{n} {dtype} gated", dtype, n, inputs, narrow, dict(softplus=True))
+
+
+def duality_steps() -> Iterator[Case]:
+    for dtype, batch, heads, p, groups, n, written, read in [
+        ("bfloat16", 4, 8, 64, 1, 128, 1, 1),
+        ("float32", 2, 4, 64, 4, 128, 2, 1),
+        ("float32", 1, 4, 64, 4, 64, 8, 4),
+    ]:
+        random = np.random.default_rng(heads * n)
+        draws = dict(x=(written, heads, p), B=(written, groups, n), C=(read, groups, n), z=(read, heads, p))
+        inputs = {name: random.normal(size=(batch, *shape)) for name, shape in draws.items()}
+        dt = random.uniform(0.001, 1, (batch, heads))
+        inputs |= dict(log_decay_bh=-dt * np.geomspace(1e-3, 300, heads), dt_bh=dt)
+        inputs |= dict(state_bhpn=random.normal(size=(batch, heads, p, n)))
+        shape = f"B{batch} H{heads} P{p} G{groups} N{n} r{written} s{read} {dtype} gated"
+        yield Case(duality_step, shape, dtype, n, inputs, ("x", "B", "C", "z"))
+
+
 def short_convolutions() -> Iterator[Case]:
     for dtype, batch, length, d, k, reset in [
         ("bfloat16", 2, 1000, 256, 4, True),
@@ -162,7 +203,9 @@ OPERATIONS = {
     "long_convolution": convolutions,
     "diagonal_system": diagonal_systems,
     "selective_scan": selective_scans,
+    "selective_scan_step": selective_steps,
     "ssd": dualities,
+    "ssd_step": duality_steps,
     "short_convolution": short_convolutions,
 }
 
@@ -234,7 +277,7 @@ def main() -> int:
                 past += bool(wrong)
                 shown = "  ".join(f"{k} {e:.1e}" for k, e in found.items())
                 print(
-                    f"{op:17} {case.shape:58} {name:12} {shown}{'  PAST: ' if wrong else ''}{' '.join(wrong)}",
+                    f"{op:20} {case.shape:58} {name:12} {shown}{'  PAST: ' if wrong else ''}{' '.join(wrong)}",
                     flush=True,
                 )
                 record = dict(op=op, shape=case.shape, dtype=case.dtype, implementation=name, error=found) | head

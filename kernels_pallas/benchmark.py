@@ -6,7 +6,9 @@ The shapes are this backend's, or "layer": one of a layer's size, the same on ev
 Each time is the median of repeated calls, each ratio is to the baseline measured in the same run:
 `jax.lax.associative_scan` (the scan's "xla"), and convolution by FFT with the kernel given. The share is of the
 bandwidth that a copy reaches in the same run, for the bytes that no implementation can avoid: every input read
-once and every output written once, and in the backward pass the cotangents, the states and the gradients too.
+once and every output written once, and in the backward pass the cotangents, the states and the gradients too. A step
+of one token has no backward pass here; it is timed in a loop on the device, each going on from the state that the one
+before left.
 """
 
 import argparse
@@ -22,17 +24,24 @@ from kernels_pallas.cases import OPERATIONS, Case, normal
 from kernels_pallas.records import about, append
 
 REPEATS = 7
+STEPS = 16  # in one program
 SHAPES = {"cpu": lambda specs: specs.CPU, "gpu": lambda specs: specs.GPU, "layer": lambda specs: specs.GPU[:1]}
 COPIED = {"cpu": 2**26, "gpu": 2**30, "tpu": 2**28}  # bytes
 
 
-def milliseconds(function: Callable, *arguments) -> float:
-    """The median time of one call, of several that are queued together where one alone takes no time."""
+def milliseconds(function: Callable, *arguments, step: bool = False) -> float:
+    """The median time of one call, of several that are queued together where one alone takes no time.
+
+    step: the first argument is given away, and the first output takes its place.
+    """
+    arguments = [jnp.copy(v) if step and i == 0 else v for i, v in enumerate(arguments)]
 
     def seconds(calls: int) -> float:
         start = time.perf_counter()
         for _ in range(calls):
             out = function(*arguments)
+            if step:
+                arguments[0] = out[0]
         jax.block_until_ready(out)
         return (time.perf_counter() - start) / calls
 
@@ -48,28 +57,44 @@ def copy_bandwidth() -> float:
     return 2 * x.nbytes / (1e-3 * milliseconds(jax.jit(lambda x: x + 1), x))
 
 
+def both(run: Callable) -> Callable:
+    """Outputs and gradients, of the cotangents and the inputs."""
+
+    def outputs_and_gradients(cotangent, *inputs):
+        y, pull_back = jax.vjp(run, *inputs)
+        return y, pull_back(cotangent)
+
+    return outputs_and_gradients
+
+
+def steps(run: Callable) -> Callable:
+    """STEPS of them, one after another."""
+
+    def loop(state, *inputs):
+        start = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), jax.eval_shape(run, state, *inputs))
+        return jax.lax.fori_loop(0, STEPS, lambda _, carry: run(carry[0], *inputs), (state, *start[1:]))
+
+    return loop
+
+
 def measure(case: Case, bandwidth: float) -> Iterator[dict]:
     """One record for every implementation and pass of a case."""
     y = jax.eval_shape(case.function(case.baseline), *case.inputs)
     cotangent = jax.tree.map(lambda y: normal(5, *y.shape).astype(y.dtype), y)
-
-    def both(run):
-        def outputs_and_gradients(cotangent, *inputs):
-            y, pull_back = jax.vjp(run, *inputs)
-            return y, pull_back(cotangent)
-
-        return outputs_and_gradients
-
     passes = {
-        "forward": (lambda run: run, case.inputs, case.forward_bytes),
+        "forward": (steps if case.step else lambda run: run, case.inputs, case.forward_bytes),
         "forward+backward": (both, (cotangent, *case.inputs), case.forward_bytes + case.backward_bytes),
     }
+    if case.step:
+        del passes["forward+backward"]
     for name, (what, inputs, needed) in passes.items():
-        times = {key: milliseconds(jax.jit(what(case.function(key))), *inputs) for key in case.implementations}
+        run = {k: jax.jit(what(case.function(k)), donate_argnums=(0,) * case.step) for k in case.implementations}
+        calls = STEPS if case.step else 1
+        times = {key: milliseconds(run[key], *inputs, step=case.step) / calls for key in run}
         for key, ms in times.items():
             yield dict(
-                op=case.name, shape=case.shape, dtype=case.dtype, implementation=key, milliseconds=round(ms, 3),
-                baseline=case.baseline, baseline_milliseconds=round(times[case.baseline], 3),
+                op=case.name, shape=case.shape, dtype=case.dtype, implementation=key, milliseconds=round(ms, 4),
+                baseline=case.baseline, baseline_milliseconds=round(times[case.baseline], 4),
                 share_of_copy_bandwidth=round(needed / (1e-3 * ms) / bandwidth, 3), **{"pass": name},
             )  # fmt: skip
 
@@ -90,7 +115,7 @@ def main() -> None:
             for record in measure(case, bandwidth):
                 ratio = record["baseline_milliseconds"] / record["milliseconds"]
                 print(
-                    f"{op:17} {record['shape']:50} {record['pass']:17} {record['implementation']:10}"
+                    f"{op:20} {record['shape']:50} {record['pass']:17} {record['implementation']:10}"
                     f"{record['milliseconds']:9.3f} ms {ratio:6.2f} x {record['baseline']:5}"
                     f"{100 * record['share_of_copy_bandwidth']:5.0f} % of a copy's bandwidth",
                     flush=True,

@@ -19,12 +19,19 @@ from kernels_pallas.associative_scan import specs as scan_specs
 from kernels_pallas.diagonal_system import specs as diagonal_specs
 from kernels_pallas.long_convolution import specs as convolution_specs
 from kernels_pallas.selective_scan import specs as selective_specs
+from kernels_pallas.selective_scan import step as selective_step
+from kernels_pallas.selective_scan import step_specs as selective_step_specs
 from kernels_pallas.short_convolution import specs as short_specs
 from kernels_pallas.ssd import specs as duality_specs
+from kernels_pallas.ssd import step as duality_step
+from kernels_pallas.ssd import step_specs as duality_step_specs
 
 
 class Case(NamedTuple):
-    """What is timed: a function of the same inputs by implementation, and the implementation to compare with."""
+    """What is timed: a function of the same inputs by implementation, and the implementation to compare with.
+
+    A step has no backward pass, and returns its first input anew: a state, which the next call goes on from.
+    """
 
     op: ModuleType
     shape: str
@@ -33,16 +40,22 @@ class Case(NamedTuple):
     function: Callable[[str], Callable]
     inputs: tuple
     forward_bytes: int
-    backward_bytes: int
+    backward_bytes: int = 0
+    step: bool = False
 
     @property
     def name(self) -> str:
-        return self.op.__name__.split(".")[-1]
+        return called(self.op)
 
     @property
     def implementations(self) -> list[str]:
         """Those that are timed on this backend."""
         return list(dict.fromkeys([*here(self.op), self.baseline]))
+
+
+def called(op: ModuleType) -> str:
+    """The name of an operation and of its function."""
+    return "_".join(op.__name__.split(".")[1:])
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -152,11 +165,44 @@ def short_convolutions(specs) -> Iterator[Case]:
         yield Case(short, str(spec), spec.dtype, "xla", function, inputs, size(x, x), size(x, x, x))
 
 
+def selective_steps(specs) -> Iterator[Case]:
+    def gated(name):
+        op = selective_step.selective_scan_step
+        return lambda h, x, dt, A, B, C, D, z, bias: op(
+            x, dt, A, B, C, D, h, z_bd=z, dt_bias_d=bias, softplus=True, implementation=name
+        )[::-1]
+
+    for spec in specs:
+        batch, d, n = spec.batch, spec.channels, spec.states
+        x, z = (normal(i, batch, d).astype(spec.dtype) for i in range(2))
+        dt, h, B, C = (normal(2 + i, batch, *shape) for i, shape in enumerate([(d,), (d, n), (n,), (n,)]))
+        A = -jnp.broadcast_to(jnp.arange(1.0, n + 1), (d, n))
+        inputs = (h, x, dt, A, B, C, jnp.ones(d), z, jnp.full(d, -4.0))
+        yield Case(selective_step, str(spec), spec.dtype, "xla", gated, inputs, size(h, inputs, x), step=True)
+
+
+def duality_steps(specs) -> Iterator[Case]:
+    def scaled(name):
+        op = duality_step.ssd_step
+        return lambda h, x, a, B, C, dt: op(x, a, B, C, h, dt_bh=dt, implementation=name)[::-1]
+
+    for spec in specs:
+        batch, heads, p = spec.batch, spec.heads, spec.channels
+        x, y = (normal(i, batch, lanes, heads, p).astype(spec.dtype) for i, lanes in enumerate(spec[5:7]))
+        shape = spec.groups, spec.states
+        B, C = (normal(2 + i, batch, lanes, *shape).astype(spec.dtype) for i, lanes in enumerate(spec[5:7]))
+        dt = jax.random.uniform(jax.random.key(3), (batch, heads), minval=0.01, maxval=0.1)
+        inputs = (normal(4, batch, heads, p, spec.states), x, -4 * dt, B, C, dt)
+        yield Case(duality_step, str(spec), spec.dtype, "xla", scaled, inputs, size(inputs[0], inputs, y), step=True)
+
+
 OPERATIONS = {
     "associative_scan": (scans, scan_specs),
     "long_convolution": (convolutions, convolution_specs),
     "diagonal_system": (diagonal_systems, diagonal_specs),
     "selective_scan": (selective_scans, selective_specs),
+    "selective_scan_step": (selective_steps, selective_step_specs),
     "ssd": (dualities, duality_specs),
+    "ssd_step": (duality_steps, duality_step_specs),
     "short_convolution": (short_convolutions, short_specs),
 }

@@ -13,10 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ssm.language_model import LanguageModel, check_tokens
+from ssm.language_model import LanguageModel, check_tokens, for_steps
 
+TOGETHER = 64  # tokens written by one program, unless they are streamed
+DRAW = ("temperature", "top_k", "top_p", "stop")
 Prompts = Sequence[Any] | Int[Array, "b l"] | Int[np.ndarray, "b l"]
 
 
@@ -148,12 +150,19 @@ def generate(
     prompts and all that was written: prompts that go on from it go on from there. Raises ValueError as these do.
     """
     draw = dict(temperature=temperature, top_k=top_k, top_p=top_p, stop=tuple(stop))
-    tokens, rows = [], []
-    for token, active, after in _write(model, variables, prompts, max_tokens, draw, key, state, piece):
-        tokens.append(token)
-        rows.append(active)
-        state = after
-    return Generation(np.stack(tokens, 1), np.sum(rows, 0), state)
+    logits, state = _start(model, variables, prompts, max_tokens, draw, key, state, piece)
+    model, variables = for_steps(model, variables)
+    kept = jax.tree.map(jnp.copy, state) if stop else None
+    written = Written(jnp.int32(0), *_nothing(logits), jnp.zeros(len(logits), jnp.int32), logits, state, kept)
+    tokens = []
+    for first in range(0, max_tokens, TOGETHER):
+        count = min(TOGETHER, max_tokens - first)
+        some, written = _write(model, variables, written, key, first + count, **draw)
+        tokens.append(np.asarray(some)[:, : int(written.count) - first])
+        if stop and not written.active.any():
+            break
+    state = _choose(written.active, written.state, written.kept) if stop else written.state
+    return Generation(np.concatenate(tokens, 1), np.asarray(written.lengths), state)
 
 
 def stream(
@@ -172,30 +181,70 @@ def stream(
 ) -> Iterator[Int[Array, " b"]]:
     """`generate`, one token of each row at a time, as soon as it is drawn."""
     draw = dict(temperature=temperature, top_k=top_k, top_p=top_p, stop=tuple(stop))
-    steps = _write(model, variables, prompts, max_tokens, draw, key, state, piece)
-    return (token for token, _, _ in steps)
+    logits, state = _start(model, variables, prompts, max_tokens, draw, key, state, piece)
+    return _one_by_one(*for_steps(model, variables), logits, state, max_tokens, draw, key)
 
 
-def _write(model, variables, prompts, max_tokens, draw, key, state, piece):
-    """Checks and reads at once; then an iterator over (token, rows that were still writing, state after it)."""
+def _start(model, variables, prompts, max_tokens, draw, key, state, piece):
+    """Checks, and reads the prompts."""
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1")
     check_sampling(key, draw["temperature"], draw["top_k"], draw["top_p"])
     check_tokens("stop", np.asarray(draw["stop"], int), model.vocabulary)
-    logits, state = prefill(model, variables, prompts, state=state, piece=piece)
+    return prefill(model, variables, prompts, state=state, piece=piece)
 
-    def steps(logits, state):
-        active = jnp.ones(len(logits), bool)
-        token = jnp.zeros(len(logits), jnp.int32)
-        for i in range(max_tokens):
-            token, unfinished = _draw(logits, key, i, token, active, **draw)
-            logits, state = _step(model, variables, token, state, active)
-            yield token, active, state
-            active = unfinished
-            if draw["stop"] and not active.any():
-                return
 
-    return steps(logits, state)
+def _one_by_one(model, variables, logits, state, max_tokens, draw, key):
+    token, active = _nothing(logits)
+    for i in range(max_tokens):
+        token, active = _draw(logits, key, i, token, active, **draw)
+        logits, state = _step(model, variables, token, state)
+        yield token
+        if draw["stop"] and not active.any():
+            return
+
+
+def _nothing(logits):
+    """(token, rows that have not stopped) before the first token."""
+    return jnp.zeros(len(logits), jnp.int32), jnp.ones(len(logits), bool)
+
+
+class Written(NamedTuple):
+    """What a text goes on from: `count` tokens are written; kept: the states of rows that have stopped."""
+
+    count: Int[Array, ""]
+    token: Int[Array, " b"]
+    active: Bool[Array, " b"]
+    lengths: Int[Array, " b"]
+    logits: Float[Array, "b v"]
+    state: tuple
+    kept: tuple | None
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=DRAW, donate_argnums=2)
+def _write(model, variables, written, key, end, **draw):
+    """(up to TOGETHER tokens, what is written then), token `end` the last: one program for all of them.
+
+    A row that has stopped reads on, and its state is put aside before that: no step moves a state that it has not to.
+    """
+    first = written.count
+
+    def more(tokens_and_written):
+        _, written = tokens_and_written
+        return (written.count < end) & (written.active.any() if draw["stop"] else True)
+
+    def write(tokens_and_written):
+        tokens_bl, (count, token, active, lengths, logits, state, kept) = tokens_and_written
+        token, unfinished = _draw(logits, key, count, token, active, **draw)
+        tokens_bl = jax.lax.dynamic_update_index_in_dim(tokens_bl, token, count - first, 1)
+        logits, state = _step(model, variables, token, state)
+        if draw["stop"]:
+            stopped = active & ~unfinished
+            kept = jax.lax.cond(stopped.any(), lambda kept: _choose(stopped, state, kept), lambda kept: kept, kept)
+        return tokens_bl, Written(count + 1, token, unfinished, lengths + active.astype(jnp.int32), logits, state, kept)
+
+    tokens_bl = jnp.zeros((len(written.token), TOGETHER), jnp.int32)
+    return jax.lax.while_loop(more, write, (tokens_bl, written))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -211,18 +260,18 @@ def _read(model, variables, tokens, state, segment_ids, rows):
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _step(model, variables, token, state, rows):
-    logits, after = model.apply(variables, token, state, method="step")
-    return logits, _choose(rows, after, state)
+def _step(model, variables, token, state):
+    return model.apply(variables, token, state, method="step")
 
 
+@jax.jit
 def _choose(rows, yes, no):
     """The state `yes` in `rows`, else `no`."""
     where = lambda a, b: jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
     return jax.tree.map(where, yes, no)
 
 
-@partial(jax.jit, static_argnames=("temperature", "top_k", "top_p", "stop"))
+@partial(jax.jit, static_argnames=DRAW)
 def _draw(logits, key, i, token, active, *, temperature, top_k, top_p, stop):
     """(tokens, rows that have not stopped); a row that has stopped repeats its last token."""
     drawn = sample(logits, None if key is None else jax.random.fold_in(key, i), temperature, top_k, top_p)

@@ -11,9 +11,13 @@ import numpy as np
 from flax.core import FrozenDict
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas.dispatch import at_least_float32
 from ssm.blocks import ResidualBlock, RMSNorm
+from ssm.cross_entropy import cross_entropy
 from ssm.mixers import mixer
 from ssm.models import DTYPES, checked_layers
+
+ROUNDED = ("in_proj", "x_proj", "out_proj", "gate", "up", "down", "head")  # the layers that multiply activations
 
 
 def check_tokens(name: str, tokens: np.ndarray, vocabulary: int) -> None:
@@ -141,6 +145,21 @@ class LanguageModel(nn.Module):
         options = [(name, self.width, self.mixers.get(name, {})) for name in self.layers()]
         return tuple(mixer(*each, parent=None).initial_state(batch_size) for each in options)
 
+    def cross_entropy(
+        self,
+        tokens: Int[Array, "b l"],
+        targets: Int[Array, "b l"],
+        weights: Float[Array, "b l"] | None = None,
+        *,
+        segment_ids: Int[Array, "b l"] | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The sums of `ssm.cross_entropy`, of every token's logits: what to train by. Raises as `__call__` does."""
+        x, _ = self.hidden(tokens, segment_ids=segment_ids, train=train)
+        if self.tie_embeddings:
+            return cross_entropy(x, self.embedding.embedding, targets, weights)
+        return cross_entropy(x, self.head.variables["params"]["kernel"].T, targets, weights)
+
     def logits(self, x: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """What the head says of `hidden`."""
         if not self.tie_embeddings:
@@ -159,6 +178,7 @@ class LanguageModel(nn.Module):
         """What the head reads, (b, l, d) or, for one token a row, (b, d); and the state. Raises as `__call__` does."""
         self._check(tokens, state)
         x = self.embedding(tokens)
+        x = x.astype(at_least_float32(x.dtype))
         run = self._scanned if self.scan_layers else self._unrolled
         x, state = run(x, state, segment_ids, train)
         return self.norm(x).astype(DTYPES[self.dtype]), state
@@ -214,3 +234,24 @@ def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
         f"block_{j}": jax.tree.map(lambda p: p[j // period], params["blocks"][f"block_{j % period}"])  # noqa: B023
         for j in range(depth)
     }
+
+
+def for_steps(model: LanguageModel, variables: Mapping[str, Any]) -> tuple[LanguageModel, dict[str, Any]]:
+    """The same model for one token after another, with the same numbers, and its variables.
+
+    Without `scan_layers`, which moves every layer's state and weights to a place of its own at every token; and the
+    weights of products in the activations' dtype, to which they are rounded at every token else. The embedding, which
+    is read in its own precision, then has a rounded copy for a head.
+    """
+    dtype, params = DTYPES[model.dtype], dict(variables["params"])
+    params = unstack_blocks(params) if model.scan_layers else params
+    tied = model.tie_embeddings and params["embedding"]["embedding"].dtype == dtype
+    if model.tie_embeddings and not tied:
+        params["head"] = {"kernel": params["embedding"]["embedding"].T}
+
+    def rounded(path, leaf):
+        *_, module, name = ("", *(key.key for key in path))
+        return leaf.astype(dtype) if name == "kernel" and module in ROUNDED else leaf
+
+    params = jax.tree_util.tree_map_with_path(rounded, params)
+    return model.clone(scan_layers=False, tie_embeddings=tied), dict(variables) | {"params": params}

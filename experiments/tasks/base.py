@@ -61,7 +61,7 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class ArrayTask:
-    """A classification task held in memory. Raises ValueError for examples that are not what they say."""
+    """A task held in memory. Raises ValueError for examples that are not what they say."""
 
     encoder: str
     input_size: int

@@ -9,12 +9,13 @@ from experiments.tasks.base import ArrayTask, Examples
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Real sequences of `channels`, one of `classes` each."""
+    """Real sequences of `channels`, one of `classes` each; or, where `vocabulary` is not 0, so many kinds of tokens."""
 
     name: str
     length: int
     channels: int = 1
     classes: int = 2
+    vocabulary: int = 0
     examples: int = 64
     seed: int = 0
 
@@ -22,8 +23,17 @@ class Options:
         for field in ("length", "channels", "classes", "examples"):
             if getattr(self, field) < 1:
                 raise ValueError(f"task {self.name}: {field}={getattr(self, field)} must be at least 1")
-        random = np.random.default_rng(self.seed)
+        if self.vocabulary < 0:
+            raise ValueError(f"task {self.name}: vocabulary={self.vocabulary} must be 0, or how many tokens there are")
+        source, random = f"noise of seed {self.seed}", np.random.default_rng(self.seed)
+        if self.vocabulary:
+            shape = 2, self.examples, self.length
+            data = self._splits(*random.integers(0, self.vocabulary, shape, np.int32))
+            options = dict(kind="language_model", metric="bits_per_byte")
+            return ArrayTask("token", self.vocabulary, self.vocabulary, source, data, **options)
         inputs = random.standard_normal((self.examples, self.length, self.channels), np.float32)
-        targets = random.integers(0, self.classes, self.examples, np.int32)
-        data = {split: Examples(inputs, targets) for split in ("train", "test")}
-        return ArrayTask("continuous", self.channels, self.classes, f"noise of seed {self.seed}", data)
+        data = self._splits(inputs, random.integers(0, self.classes, self.examples, np.int32))
+        return ArrayTask("continuous", self.channels, self.classes, source, data)
+
+    def _splits(self, inputs, targets) -> dict[str, Examples]:
+        return {split: Examples(inputs, targets) for split in ("train", "test")}

@@ -7,7 +7,7 @@ backward pass is one kernel of the same shape that walks the other way: with c w
 $\bar b_t = \bar h_t + c$, $\bar a_t = \bar b_t h_{t-1}^*$ and then $c = a_t^* \bar b_t$.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -123,6 +123,17 @@ def _load(refs: tuple, index) -> Planes:
     return tuple(ref[index].astype(jnp.float32) for ref in refs)
 
 
+def _ahead(rows: range, load: Callable) -> Iterator[tuple]:
+    """(t, what `load` loads for t) of every row, the next one loaded before t's states are stored.
+
+    The compiler, which cannot know that they lie apart, moves no load before a store.
+    """
+    following = load(rows[0])
+    for t, t_next in zip(rows, [*rows[1:], None], strict=True):
+        now, following = following, None if t_next is None else load(t_next)
+        yield t, now
+
+
 def _store(refs: tuple, index, values: Planes) -> None:
     for ref, value in zip(refs, values, strict=True):
         ref[index] = value.astype(ref.dtype)
@@ -148,8 +159,8 @@ def scan(a: Planes, b: Planes, h: Planes, reverse: bool) -> tuple[Planes, Planes
 
         def tile(step, ins, outs, h):
             *a_tile, b_tile = _parts(ins, *[p] * (1 + per_token))
-            for t in grid.rows:
-                h = plus(times(fixed or _load(a_tile[0], t), h), _load(b_tile, t))
+            for t, (a_t, b_t) in _ahead(grid.rows, lambda t: (fixed or _load(a_tile[0], t), _load(b_tile, t))):
+                h = plus(times(a_t, h), b_t)
                 _store(outs, t, h)
             return h
 
@@ -180,15 +191,21 @@ def adjoint(a: Planes, h: Planes, states: Planes, d_states: Planes, d_last: Plan
             first = jnp.broadcast_to((before < 0) | (before >= length), (LANES,))
             h_0 = _load(h_refs, (batch, channels))
             outside = tuple(jnp.where(first, x, y) for x, y in zip(h_0, outside, strict=True))
-            for t, t_before in zip(grid.rows, [*grid.rows[1:], None], strict=True):
-                g = plus(_load(d_tile, t), c)
-                da = times(g, conjugate(outside if t_before is None else _load(state_tile, t_before)))
+            t_before = dict(zip(grid.rows, grid.rows[1:], strict=False))
+
+            def load(t):
+                state = _load(state_tile, t_before[t]) if t in t_before else outside
+                return fixed or _load(a_tile[0], t), state, _load(d_tile, t)
+
+            for t, (a_t, h_before, d_t) in _ahead(grid.rows, load):
+                g = plus(d_t, c)
+                da = times(g, conjugate(h_before))
                 _store(outs[:p], t, g)
                 if per_token:
                     _store(outs[p:], t, da)
                 else:
                     total = plus(total, da)
-                c = times(conjugate(fixed or _load(a_tile[0], t)), g)
+                c = times(conjugate(a_t), g)
             return (*c, *total)
 
         inputs = (a_refs if per_token else ()) + state_refs + d_refs

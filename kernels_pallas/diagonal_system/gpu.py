@@ -88,64 +88,64 @@ def sweep(u, into_md, decay: tuple, out_md, D_d, h_bm, reverse: bool, precision:
 def _walk(plan: Plan, x, matrices, decay, h, D) -> list[jax.Array]:
     """Of x (rows, tiles, ROWS, d) and states h (rows, slabs, 2 STATES): the last states, and if the plan reads them
     the outputs and the states before every tile."""
-
-    def kernel(x_ref, matrices_ref, decay_ref, h_ref, D_ref, last_ref, *refs):
-        *outs, s = refs
-        block, warpgroup = jax.lax.axis_index("block"), jax.lax.axis_index("warpgroup")
-        row = (block * plan.warpgroups + warpgroup) * GROUP
-        rows, summaries = pl.ds(row, GROUP), s["summaries"].at[warpgroup]
-        ring = Ring(s, matrices_ref, plan, jax.lax.rem(block, plan.slabs))
-        tokens = Tokens(s, x_ref, plan, row)
-        ring.start()
-        tokens.start(0)
-        each_slab = partial(jax.lax.fori_loop, 0, plan.slabs, init_val=None)
-        each_slab(lambda j, _: tile.store(last_ref, (rows, j), tile.load(h_ref, (rows, j))))
-
-        def visit(i, total):
-            tokens.take(i)
-
-            def slab(k, _):
-                j = jax.lax.rem(k + ring.first, plan.slabs)
-                h, decay = tile.load(last_ref, (rows, j)), tile.load(decay_ref, (ALL, j))
-                if plan.reads:
-                    tile.store(outs[1], (rows, tokens.at(i), j), h)
-
-                def enter(entered):
-                    x = tokens.operand.at.__getitem__
-                    use = lambda part: multiply(plan.parts, entered, x, lambda q: part(q).T)  # noqa: E731
-                    ring.use(i, k * (1 + plan.reads), PADDED, use)
-                    return tile.value(entered)
-
-                tile.write(summaries, pl.run_scoped(enter, plgpu.ACC((CHUNK, PADDED), jnp.float32)))
-                plgpu.commit_smem()
-                tile.store(last_ref, (rows, j), across(summaries, decay, h, plan.reverse, plan.adjoint))
-                plgpu.commit_smem()
-                if plan.reads:
-                    parts = s["h"].at[warpgroup]
-                    tile.split(parts, tile.read(summaries))
-                    use = partial(multiply, plan.parts, total, parts.at.__getitem__)
-                    ring.use(i, 2 * k + 1, CHUNK, use)
-
-            each_slab(slab)
-            if plan.reads:
-                tokens.put(i, tile.value(total), D_ref, outs[0])
-            pl.when(i + 1 < plan.tiles)(lambda: tokens.start(i + 1))
-
-        def tile_at(i, _):
-            if plan.reads:
-                pl.run_scoped(partial(visit, i), plgpu.ACC((CHUNK, plan.d), jnp.float32))
-            else:
-                visit(i, None)
-
-        jax.lax.fori_loop(0, plan.tiles, tile_at, None)
-        plgpu.wait_smem_to_gmem(0)
-
     out_type = [float32(*h.shape)]
     if plan.reads:
         out_type += [jax.ShapeDtypeStruct(x.shape, x.dtype), float32(len(h), plan.tiles, *h.shape[1:])]
     decay = jnp.broadcast_to(decay[None], (GROUP, *decay.shape))
     grid = {"block": len(h) // GROUP // plan.warpgroups}
+    kernel = partial(_all_tiles, plan)
     return _launch(kernel, out_type, grid, plan.warpgroups, plan.scratch(), x, matrices, decay, h, D)
+
+
+def _all_tiles(plan: Plan, x_ref, matrices_ref, decay_ref, h_ref, D_ref, last_ref, *refs) -> None:
+    """The walk of one warpgroup; the states of its rows between tiles are kept in last_ref."""
+    *outs, s = refs
+    block, warpgroup = jax.lax.axis_index("block"), jax.lax.axis_index("warpgroup")
+    row = (block * plan.warpgroups + warpgroup) * GROUP
+    rows, summaries = pl.ds(row, GROUP), s["summaries"].at[warpgroup]
+    ring = Ring(s, matrices_ref, plan, jax.lax.rem(block, plan.slabs))
+    tokens = Tokens(s, x_ref, plan, row)
+    ring.start()
+    tokens.start(0)
+    each_slab = partial(jax.lax.fori_loop, 0, plan.slabs, init_val=None)
+    each_slab(lambda j, _: tile.store(last_ref, (rows, j), tile.load(h_ref, (rows, j))))
+
+    def slab(i, total, k, _):
+        j = jax.lax.rem(k + ring.first, plan.slabs)
+        h, decay = tile.load(last_ref, (rows, j)), tile.load(decay_ref, (ALL, j))
+        if plan.reads:
+            tile.store(outs[1], (rows, tokens.at(i), j), h)
+
+        def enter(entered):
+            x = tokens.operand.at.__getitem__
+            use = lambda part: multiply(plan.parts, entered, x, lambda q: part(q).T)  # noqa: E731
+            ring.use(i, k * (1 + plan.reads), PADDED, use)
+            return tile.value(entered)
+
+        tile.write(summaries, pl.run_scoped(enter, plgpu.ACC((CHUNK, PADDED), jnp.float32)))
+        plgpu.commit_smem()
+        tile.store(last_ref, (rows, j), across(summaries, decay, h, plan.reverse, plan.adjoint))
+        plgpu.commit_smem()
+        if plan.reads:
+            parts = s["h"].at[warpgroup]
+            tile.split(parts, tile.read(summaries))
+            ring.use(i, 2 * k + 1, CHUNK, partial(multiply, plan.parts, total, parts.at.__getitem__))
+
+    def visit(i, total):
+        tokens.take(i)
+        each_slab(partial(slab, i, total))
+        if plan.reads:
+            tokens.put(i, tile.value(total), D_ref, outs[0])
+        pl.when(i + 1 < plan.tiles)(lambda: tokens.start(i + 1))
+
+    def tile_at(i, _):
+        if plan.reads:
+            pl.run_scoped(partial(visit, i), plgpu.ACC((CHUNK, plan.d), jnp.float32))
+        else:
+            visit(i, None)
+
+    jax.lax.fori_loop(0, plan.tiles, tile_at, None)
+    plgpu.wait_smem_to_gmem(0)
 
 
 @partial(jax.jit, static_argnums=7)
@@ -156,63 +156,8 @@ def gradients(u, dy, into_md, decay: tuple, out_md, states, costates, reverse: b
     they meet where both have found a tile's states, and where both have used them.
     """
     (rows, tiles, slabs), d, n = states.shape[:3], u.shape[2], len(decay[0])
-    plan = Plan(u.dtype, d, slabs, 1, tiles, False, False, True)
-    groups = rows // GROUP
+    plan, groups = Plan(u.dtype, d, slabs, 1, tiles, False, False, True), rows // GROUP
     blocks = math.gcd(groups, 2 ** int(math.log2(MULTIPROCESSORS // slabs)))
-    steps = groups // blocks * tiles
-
-    def kernel(u_ref, dy_ref, tables_ref, decay_ref, states_ref, costates_ref, sums_ref, products_ref, s):
-        slab, block, warpgroup = map(jax.lax.axis_index, ("slab", "block", "warpgroup"))
-        table, loaded = s["table"].at[warpgroup], s["loaded"].at[warpgroup]
-        plgpu.copy_gmem_to_smem(tables_ref.at[slab, warpgroup], table.at[pl.ds(0, CHUNK)], loaded)
-        plgpu.barrier_wait(loaded)
-        decay = tile.load(decay_ref, (ALL, slab))
-
-        def side(w: int, x_ref, entering_ref, decay: tuple, backwards: bool) -> None:
-            summaries, x, own, other = s["summaries"].at[w], s["x"].at[w, 0], s["h"].at[w], s["h"].at[1 - w, 0]
-
-            def tokens(k):
-                return Tokens(s, x_ref, plan, (block * (groups // blocks) + k // tiles) * GROUP)
-
-            def enter(entered):
-                plgpu.wgmma(entered, x, table.T)
-                return tile.value(entered)
-
-            def all_tiles(total):
-                def visit(k, products):
-                    i, mine = jax.lax.rem(k, tiles), tokens(k)
-                    before = pl.ds(mine.row, GROUP), i, slab
-                    mine.take(i)
-                    tile.write(summaries, pl.run_scoped(enter, plgpu.ACC((CHUNK, PADDED), jnp.float32)))
-                    plgpu.commit_smem()
-                    across(summaries, decay, tile.load(entering_ref, before), backwards, w == 1)
-                    plgpu.commit_smem()
-                    tile.split(own, tile.read(summaries))
-                    tile.meet(s["found"])
-                    plgpu.wgmma(total, other.T, x)
-                    if w == 1:
-                        products = _decay_products(s["summaries"], tile.load(states_ref, before), products, reverse)
-                    plgpu.wgmma_wait(0)
-                    pl.when(k + 1 < steps)(lambda: tokens(k + 1).start(jax.lax.rem(k + 1, tiles)))
-                    tile.meet(s["used"])
-                    return products
-
-                tokens(0).start(0)
-                products = jax.lax.fori_loop(0, steps, visit, tuple(map(jnp.zeros_like, decay)) if w == 1 else None)
-                sums_ref[slab, block, w] = tile.value(total)
-                if w == 1:
-                    tile.store(products_ref, (slab, block, ALL), products)
-
-            pl.run_scoped(all_tiles, plgpu.ACC((CHUNK, d), jnp.float32))
-
-        @pl.when(warpgroup == 0)
-        def _():
-            side(0, u_ref, states_ref, decay, reverse)
-
-        @pl.when(warpgroup == 1)
-        def _():
-            side(1, dy_ref, costates_ref, conjugate(decay), not reverse)
-
     scratch = plan.own(2) | {"table": matrix(2, PADDED, d), "loaded": plgpu.Barrier(num_arrivals=1, num_barriers=2)}
     scratch |= {name: plgpu.Barrier(num_arrivals=2) for name in ("found", "used")}
     tables = jnp.stack([_slabs(w, slabs) for w in (into_md, out_md)], 1).astype(jnp.bfloat16)
@@ -220,10 +165,71 @@ def gradients(u, dy, into_md, decay: tuple, out_md, states, costates, reverse: b
     wide = jnp.broadcast_to(wide[None], (GROUP, *wide.shape))
     out_type = float32(slabs, blocks, 2, CHUNK, d), float32(slabs, blocks, GROUP, 2 * STATES)
     grid, arrays = {"slab": slabs, "block": blocks}, (_tiles(u, rows), _tiles(dy, rows), tables, wide, states, costates)
-    sums, products = _launch(kernel, out_type, grid, 2, scratch, *arrays)
+    sums, products = _launch(partial(_pair, plan, groups // blocks, reverse), out_type, grid, 2, scratch, *arrays)
     d_into, d_out = (_unslabs(x, n) for x in jnp.moveaxis(sums.sum(1), 1, 0))
     d_decay = _unslabs(products.sum((1, 2))[:, :, None], n)[:, 0]
     return d_into, (d_decay[:n], d_decay[n:]), d_out
+
+
+def _pair(plan: Plan, groups: int, reverse: bool, *refs) -> None:
+    """Two warpgroups over the tiles of so many groups of rows: warpgroup 0 the tokens, 1 their cotangents."""
+    u_ref, dy_ref, tables_ref, decay_ref, states_ref, costates_ref, *_, s = refs
+    slab, warpgroup = map(jax.lax.axis_index, ("slab", "warpgroup"))
+    table, loaded = s["table"].at[warpgroup], s["loaded"].at[warpgroup]
+    plgpu.copy_gmem_to_smem(tables_ref.at[slab, warpgroup], table.at[pl.ds(0, CHUNK)], loaded)
+    plgpu.barrier_wait(loaded)
+    decay = tile.load(decay_ref, (ALL, slab))
+
+    @pl.when(warpgroup == 0)
+    def _():
+        _side(plan, groups, reverse, 0, u_ref, states_ref, decay, *refs)
+
+    @pl.when(warpgroup == 1)
+    def _():
+        _side(plan, groups, reverse, 1, dy_ref, costates_ref, conjugate(decay), *refs)
+
+
+def _side(plan: Plan, groups: int, reverse: bool, w: int, x_ref, entering_ref, decay: tuple, *refs) -> None:
+    """The walk of warpgroup w over x, from the states that enter every tile; its sums as it ends."""
+    *_, states_ref, _, sums_ref, products_ref, s = refs
+    slab, block, tiles = jax.lax.axis_index("slab"), jax.lax.axis_index("block"), plan.tiles
+    summaries, table, x = s["summaries"].at[w], s["table"].at[w], s["x"].at[w, 0]
+    own, other = s["h"].at[w], s["h"].at[1 - w, 0]
+
+    def tokens(k):
+        return Tokens(s, x_ref, plan, (block * groups + k // tiles) * GROUP)
+
+    def enter(entered):
+        plgpu.wgmma(entered, x, table.T)
+        return tile.value(entered)
+
+    def visit(total, k, products):
+        i, mine = jax.lax.rem(k, tiles), tokens(k)
+        before = pl.ds(mine.row, GROUP), i, slab
+        mine.take(i)
+        tile.write(summaries, pl.run_scoped(enter, plgpu.ACC((CHUNK, PADDED), jnp.float32)))
+        plgpu.commit_smem()
+        across(summaries, decay, tile.load(entering_ref, before), reverse if w == 0 else not reverse, w == 1)
+        plgpu.commit_smem()
+        tile.split(own, tile.read(summaries))
+        tile.meet(s["found"])
+        plgpu.wgmma(total, other.T, x)
+        if w == 1:
+            products = _decay_products(s["summaries"], tile.load(states_ref, before), products, reverse)
+        plgpu.wgmma_wait(0)
+        pl.when(k + 1 < groups * tiles)(lambda: tokens(k + 1).start(jax.lax.rem(k + 1, tiles)))
+        tile.meet(s["used"])
+        return products
+
+    def all_tiles(total):
+        tokens(0).start(0)
+        start = tuple(map(jnp.zeros_like, decay)) if w == 1 else None
+        products = jax.lax.fori_loop(0, groups * tiles, partial(visit, total), start)
+        sums_ref[slab, block, w] = tile.value(total)
+        if w == 1:
+            tile.store(products_ref, (slab, block, ALL), products)
+
+    pl.run_scoped(all_tiles, plgpu.ACC((CHUNK, plan.d), jnp.float32))
 
 
 def _decay_products(summaries, h: tuple, products: tuple, reverse: bool) -> tuple:

@@ -12,6 +12,9 @@ from jaxtyping import Array, Bool, Float
 
 from kernels_pallas.dispatch import at_least_float32, choose, varying_like
 from kernels_pallas.selective_scan import reference, xla
+from kernels_pallas.selective_scan.step import selective_scan_step
+
+__all__ = ["IMPLEMENTATIONS", "selective_scan", "selective_scan_step"]
 
 IMPLEMENTATIONS = ("reference", "xla", "gpu")
 

@@ -48,12 +48,12 @@ class Plan(NamedTuple):
     @property
     def layout(self):
         """Of (channels, states): LANES // channels lanes share a channel."""
-        return _rows_of_quads(self.channels)
+        return rows_of_quads(self.channels)
 
     @property
     def plane(self):
         """Of (tokens, channels): every number in one lane."""
-        return _rows_of_quads(4 * LANES // self.channels)
+        return rows_of_quads(4 * LANES // self.channels)
 
     @property
     def short(self):
@@ -98,7 +98,7 @@ def _division(batch: int, length: int, channels: int, states: int) -> tuple[int,
     return width, segments
 
 
-def _rows_of_quads(rows: int):
+def rows_of_quads(rows: int):
     """Each lane has four neighbours in a row; LANES // rows lanes are side by side."""
     columns = 4 * LANES // rows
     tiling = plgpu.Tiling(((rows, columns), (rows // 4, columns), (4,)))

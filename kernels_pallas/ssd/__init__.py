@@ -12,9 +12,10 @@ from jaxtyping import Array, Bool, Float
 
 from kernels_pallas.dispatch import at_least_float32, choose, varying_like
 from kernels_pallas.ssd import reference, xla
+from kernels_pallas.ssd.step import ssd_step
 from kernels_pallas.ssd.xla import segsum
 
-__all__ = ["IMPLEMENTATIONS", "segsum", "ssd"]
+__all__ = ["IMPLEMENTATIONS", "segsum", "ssd", "ssd_step"]
 
 IMPLEMENTATIONS = ("reference", "xla", "gpu")
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.dispatch import at_least_float32
-from kernels_pallas.selective_scan import selective_scan
+from kernels_pallas.selective_scan import selective_scan, selective_scan_step
 from kernels_pallas.selective_scan.xla import by_chunks, tree
 from kernels_pallas.short_convolution import short_convolution
 from ssm.discretize import ONE_INPUT_RULES, check_rule, discretize
@@ -110,12 +110,23 @@ def step(
     h_bdn: Float[Array, "b d n"],
     *,
     rule: str = "exponential_euler",
+    z_bd: Float[Array, "b d"] | None = None,
+    softplus: bool = False,
+    implementation: str = "auto",
 ) -> tuple[Float[Array, "b d"], Float[Array, "b d n"]]:
-    """One token; arguments as in `recurrent`."""
+    """One token; arguments as in `recurrent`, but dt before softplus where it says so, and y silu(z) where z is given.
+
+    implementation: of `kernels_pallas.selective_scan_step`, which exponential_euler is computed by.
+    """
+    if rule == "exponential_euler":
+        options = dict(z_bd=z_bd, softplus=softplus, implementation=implementation)
+        return selective_scan_step(x_bd, dt_bd, A_dn, B_bn, C_bn, D_d, h_bdn, **options)
     check_rule(rule, "mamba", ONE_INPUT_RULES)
     x, dt, B, C, D, h = (v.astype(A_dn.dtype) for v in (x_bd, dt_bd, B_bn, C_bn, D_d, h_bdn))
-    y, h_bnd = _advance(rule, A_dn.T, h.mT, x, dt, B, C)
-    return (y + D[None] * x).astype(x_bd.dtype), h_bnd.mT
+    decay, _, current = discretize(rule, A_dn[None], (nn.softplus(dt) if softplus else dt)[..., None])
+    h = decay * h + current * (x[..., None] * B[:, None])
+    y = jnp.sum(h * C[:, None], -1) + D[None] * x
+    return (y if z_bd is None else y * nn.silu(z_bd.astype(y.dtype))).astype(x_bd.dtype), h
 
 
 def _advance(rule, A_nd, h_bnd, x_bd, dt_bd, B_bn, C_bn):
@@ -162,6 +173,7 @@ def _chunks(q, rule, A_dn, h_bdn, x, dt, B, C, reset):
 
 
 FORMS = {"recurrent": recurrent, "parallel": parallel, "chunked": chunked}
+STEPS = {"auto": "auto", "recurrent": "reference", "parallel": "xla", "chunked": "xla"}
 SIZES = ("width", "state_size", "expand", "conv_width", "chunk_size")
 
 
@@ -192,16 +204,18 @@ class Mamba(nn.Module):
     form: str = "auto"
 
     def __call__(self, x_bld, state: State | None = None, *, segment_ids=None):
-        form = "chunked" if self.form == "auto" else self.form
-        if form not in FORMS:
-            raise unknown("form", self.form, ("auto", *FORMS))
-        options = dict(chunk_size=self.chunk_size) if form == "chunked" else {}
-        scan = partial(FORMS[form], rule=self.rule, segment_ids=segment_ids, **options)
+        def scan(x, z, dt, *arrays):
+            form = "chunked" if self.form == "auto" else self.form
+            options = dict(chunk_size=self.chunk_size) if form == "chunked" else {}
+            y, h = FORMS[form](x, nn.softplus(dt), *arrays, rule=self.rule, segment_ids=segment_ids, **options)
+            return y * nn.silu(z), h
+
         return self._mix(x_bld, state, segment_starts(segment_ids), scan)
 
     def step(self, x_bd, state: State):
-        def scan(x, dt, A, B, C, D, h):
-            y, h = step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, h, rule=self.rule)
+        def scan(x, z, dt, A, B, C, D, h):
+            options = dict(rule=self.rule, z_bd=z[:, 0], softplus=True, implementation=STEPS[self.form])
+            y, h = step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, h, **options)
             return y[:, None], h
 
         y, state = self._mix(x_bd[:, None], state, None, scan)
@@ -220,11 +234,11 @@ class Mamba(nn.Module):
         dt, B, C = self._select(x, dense)
         A_log = self.param("A_log", constant(np.log(np.arange(1, n + 1))), (d, n))
         D = self.param("D", nn.initializers.ones, (d,))
-        y, h_bdn = scan(x, dt, -jnp.exp(A_log.astype(dt.dtype)), B, C, D, h_bdn)
-        return dense(self.width, use_bias=self.bias, name="out_proj")(y * nn.silu(z)), State(conv_bkd, h_bdn)
+        y, h_bdn = scan(x, z, dt, -jnp.exp(A_log.astype(dt.dtype)), B, C, D, h_bdn)
+        return dense(self.width, use_bias=self.bias, name="out_proj")(y), State(conv_bkd, h_bdn)
 
     def _select(self, x_bld, dense):
-        """dt, B and C of every token (Algorithm 2, lines 2 to 4), in float32 from here on; dt's bias is in dt_proj."""
+        """dt before softplus, B and C of every token (Algorithm 2, lines 2 to 4), in float32; dt has its bias."""
         n, d, dtype = self.state_size, x_bld.shape[-1], at_least_float32(x_bld.dtype)
         rank = self.dt_rank or -(-self.width // 16)
         read = dense(rank + 2 * n, use_bias=False, name="x_proj")(x_bld).astype(dtype)
@@ -233,10 +247,12 @@ class Mamba(nn.Module):
             dt, B, C = (rms_norm(v, eps=self.norm_eps) for v in (dt, B, C))
         start = softplus_inverse_dt(self.dt_min, self.dt_max, self.dt_floor)
         dt_proj = dense(d, bias_init=lambda key, shape, dtype: start(key, shape), name="dt_proj", dtype=dtype)
-        return nn.softplus(dt_proj(dt)), B, C
+        return dt_proj(dt), B, C
 
     def _check(self, state, batch_size):
         check_rule(self.rule, "mamba", ONE_INPUT_RULES)
+        if self.form not in STEPS:
+            raise unknown("form", self.form, STEPS)
         for name in (*SIZES, *([] if self.dt_rank is None else ["dt_rank"])):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas.dispatch import at_least_float32
 from kernels_pallas.short_convolution import short_convolution
-from kernels_pallas.ssd import segsum, ssd
+from kernels_pallas.ssd import segsum, ssd, ssd_step
 from ssm.discretize import check_rule, discretize_log
 from ssm.initializers import short_convolution_parameters, softplus_inverse_dt, uniform_fan_in
 from ssm.naming import check_state, unknown
@@ -26,7 +26,7 @@ from ssm.norms import gated_rms_norm
 from ssm.recurrence import segment_starts
 
 RULES = ("exponential_euler", "zoh", "dirac")
-FORMS = {"recurrent": "reference", "chunked": "xla", "auto": "auto"}  # and "quadratic"
+FORMS = {"recurrent": "reference", "chunked": "xla", "auto": "auto"}  # and "quadratic", whose step is "xla"
 einsum = partial(jnp.einsum, precision="highest")
 
 
@@ -121,12 +121,12 @@ def step(
     h_bhpn: Float[Array, "b h p n"],
     *,
     rule: str = "exponential_euler",
+    implementation: str = "auto",
 ) -> tuple[Float[Array, "b h p"], Float[Array, "b h p n"]]:
-    """One token; arguments as in `recurrent`."""
-    log_decay, v_bhp = _discretized(x_bhp, dt_bh, A_h, rule)
-    B_bhn, C_bhn = (jnp.repeat(m.astype(v_bhp.dtype), len(A_h) // m.shape[1], 1) for m in (B_bgn, C_bgn))
-    h = jnp.exp(log_decay)[..., None, None] * h_bhpn.astype(v_bhp.dtype) + v_bhp[..., None] * B_bhn[:, :, None]
-    return _skip(einsum("bhpn,bhn->bhp", h, C_bhn), D_h, x_bhp), h
+    """One token; arguments as in `recurrent`, implementation: of `kernels_pallas.ssd.ssd_step`."""
+    log_decay, current = _coefficients(dt_bh, A_h, rule, at_least_float32(x_bhp.dtype))
+    options = dict(dt_bh=current, D_h=D_h, implementation=implementation)
+    return ssd_step(x_bhp, log_decay, B_bgn, C_bgn, h_bhpn, **options)
 
 
 def _discretized(x, dt, A_h, rule):
@@ -187,7 +187,8 @@ class Mamba2(nn.Module):
 
     def step(self, x_bd, state: State):
         def core(x, dt, A_h, B, C, D_h, h):
-            y, h = step(x[:, 0], dt[:, 0], A_h, B[:, 0], C[:, 0], D_h, h, rule=self.rule)
+            options = dict(rule=self.rule, implementation=FORMS.get(self.form, "xla"))
+            y, h = step(x[:, 0], dt[:, 0], A_h, B[:, 0], C[:, 0], D_h, h, **options)
             return y[:, None], h
 
         y, state = self._layer(x_bd[:, None], state, None, core)

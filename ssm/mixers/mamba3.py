@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.dispatch import at_least_float32
-from kernels_pallas.ssd import ssd
+from kernels_pallas.ssd import ssd, ssd_step
 from ssm.discretize import discretize, discretize_log
 from ssm.initializers import softplus_inverse_dt, uniform_fan_in
 from ssm.naming import check_state, unknown
@@ -133,11 +133,22 @@ def step(
     state: State | None = None,
     *,
     layout: str = "pairs",
+    implementation: str = "auto",
 ) -> tuple[Float[Array, "b *r h p"], State]:
-    """One token; arguments as in `recurrent`."""
-    token = jax.tree.map(lambda x: x[:, None], (v, B, C, dt_bh, A_bh, weight_bh, angle_bhs))
-    y, state = recurrent(*token, D_h, state, layout=layout)
-    return y[:, 0], state
+    """One token; arguments as in `recurrent`, implementation: of `kernels_pallas.ssd.ssd_step`.
+
+    It writes twice the lanes that it reads: those of the token before, as far as the rule has them, and its own.
+    """
+    token = jax.tree.map(lambda x: x[:, None], (v, B, C, angle_bhs))
+    v_blrhp, k, q, angle_bhs, state, _ = _turned(*token, state, None, layout)
+    now_brhp, k_brhn, q_brhn = v_blrhp[:, 0], k[:, 0], q[:, 0]
+    decay, previous, current = _coefficients(discretize_log, A_bh, dt_bh, weight_bh, now_brhp.dtype)
+    x, keys = current[:, None, :, None] * now_brhp, k_brhn
+    if weight_bh is not None:
+        before = (jnp.exp(decay) * previous)[:, None, :, None] * state.v_brhp
+        x, keys = jnp.concatenate([before, x], 1), jnp.concatenate([state.k_brhn, keys], 1)
+    y, h = ssd_step(x, decay, keys, q_brhn, state.h_bhpn, implementation=implementation)
+    return _read(y[:, None], token[0], v_blrhp, D_h)[:, 0], State(angle_bhs, h, k_brhn, now_brhp)
 
 
 def _coefficients(discretization, A_blh, dt_blh, weight_blh, dtype):
@@ -180,11 +191,12 @@ def _zeros(b, r, h, p, n, s, dtype=jnp.float32):
     return State(*(jnp.zeros((b, *shape), dtype) for shape in ((h, s), (h, p, n), (r, h, n), (r, h, p))))
 
 
+STEPS = {"recurrent": "reference", "chunked": "xla", "auto": "auto"}  # form: of `ssd_step`
 CHOICES = {
     "A_activation": ("heavy_tail", "softplus"),
     "angle_activation": ("tanh", "none"),
     "rotation": ("data", "fixed", "none"),
-    "form": ("auto", "recurrent", "chunked"),
+    "form": tuple(STEPS),
 }
 
 
@@ -231,10 +243,18 @@ class Mamba3(nn.Module):
     form: str = "auto"
 
     def __call__(self, x_bld, state: State | None = None, *, segment_ids=None):
-        return self._layer(x_bld, state, segment_ids, self.form)
+        chunk_size = max(1, 64 // self.rank) if self.chunk_size is None else self.chunk_size
+        run = recurrent if self.form == "recurrent" else partial(chunked, chunk_size=chunk_size)
+        return self._layer(x_bld, state, partial(run, segment_ids=segment_ids))
 
     def step(self, x_bd, state: State):
-        y, state = self._layer(x_bd[:, None], state, None, "recurrent")
+        def run(*arrays, layout):
+            *tokens, D_h, state = arrays
+            tokens = jax.tree.map(lambda x: x[:, 0], tokens)
+            y, state = step(*tokens, D_h, state, layout=layout, implementation=STEPS[self.form])
+            return y[:, None], state
+
+        y, state = self._layer(x_bd[:, None], state, run)
         return y[:, 0], state
 
     def initial_state(self, batch_size: int) -> State:
@@ -250,7 +270,7 @@ class Mamba3(nn.Module):
         return 0 if self.rotation == "none" else int(self.state_size * self.rope_fraction) // 2
 
     @nn.compact
-    def _layer(self, x_bld, state, segment_ids, form):
+    def _layer(self, x_bld, state, run):
         self._check(state, len(x_bld))
         dense = partial(nn.Dense, use_bias=False, dtype=x_bld.dtype, kernel_init=uniform_fan_in)
         z, v, B, C, dt, A, weight, theta = self._split(dense(sum(self._sizes()), name="in_proj")(x_bld))
@@ -264,11 +284,8 @@ class Mamba3(nn.Module):
         else:
             B, C = B[:, :, 0], C[:, :, 0]
         D = self.param("D", nn.initializers.ones, (self.heads,))
-        run = recurrent
-        if form != "recurrent":
-            run = partial(chunked, chunk_size=max(1, 64 // self.rank) if self.chunk_size is None else self.chunk_size)
-        options = dict(layout="halves" if self.mimo else "pairs", segment_ids=segment_ids)
-        y, state = run(v, B, C, dt, A, weight, self._angle(dt, theta), D, state, **options)
+        arrays = v, B, C, dt, A, weight, self._angle(dt, theta), D, state
+        y, state = run(*arrays, layout="halves" if self.mimo else "pairs")
         y = self._gate(y, z)
         if self.mimo:
             y = (y * self._lanes("mimo_o", 1 / self.rank, y)).sum(2)

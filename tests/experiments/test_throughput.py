@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments import commandline, throughput
+from experiments import commandline, flops, throughput
+from ssm.language_model import LanguageModel
 
 CONFIG = "--config=configs/throughput.py:smoke"
 
@@ -28,11 +29,42 @@ def test_every_variant_is_timed_beside_the_baseline(tmp_path, capsys, monkeypatc
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+@pytest.mark.parametrize("model", ["mamba2", "mamba3"])
+def test_a_language_models_share_of_the_peak(model, tmp_path, capsys, monkeypatch):
+    """Its matrices, its head and its states by hand: width 8, four heads of four channels and four states."""
+    file = tmp_path / "out.jsonl"
+    monkeypatch.setattr(flops, "PEAK", {"cpu": 1e9})
+    config = f"--config=configs/throughput.py:{model}-130m,smoke"
+    assert commandline.run(throughput.main, ["throughput", config, "--json", str(file)]) == 0
+    chunked, auto = (json.loads(line) for line in file.read_text().splitlines())
+    assert (chunked["implementation"], auto["implementation"]) == ("chunked", "auto")
+    inputs = {"mamba2": 2 * 16 + 2 * 4 + 4, "mamba3": 2 * 16 + 2 * 4 + 3 * 4 + 1}[model]
+    per_token = 3 * (2 * (8 * inputs + 16 * 8 + 16 * 8) + 4 * 4 * 4 * 4)
+    for record in (chunked, auto):
+        assert record["flops_per_token"] == per_token
+        rate = per_token * record["tokens_per_second"]
+        assert record["share_of_peak"] == pytest.approx(rate / 1e9, rel=1e-2, abs=1e-4)
+    assert "% of the peak" in capsys.readouterr().out
+
+
+def test_what_attention_sees_is_half_of_a_sequence_and_no_more_than_its_window():
+    for window, seen in [(99, 4.5), (2, 15 / 8)]:
+        model = LanguageModel(16, 8, 2, "attention", {"attention": {"heads": 2, "window": window}}, mlp_size=0)
+        assert flops.training(model, [], 8) == 3 * (2 * 16 * 8 + 2 * 4 * 8 * seen)
+    assert flops.training(LanguageModel(16, 8, 1, "s5"), [], 8) is None
+
+
+def test_a_device_that_is_not_known_has_no_peak(monkeypatch):
+    monkeypatch.setattr(flops, "PEAK", {"NVIDIA H200": 989e12})
+    assert flops.peak(1) is None
+
+
 @pytest.mark.parametrize(
     ("field", "message"),
     [
         ("baseline=xla", "the config's baseline must be one of its variants"),
         ("variants.fft=model.mixers.s4d.from=parallel", "did you mean 'form'"),
+        ("task.vocabulary=-1", "task noise: vocabulary=-1 must be 0"),
         ("task.length=0", "task noise: length=0 must be at least 1"),
     ],
 )

@@ -3,12 +3,25 @@
 import json
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kernels_pallas import benchmark
-from kernels_pallas.cases import OPERATIONS, convolution, diagonal, duality, fft, normal, scan, selective, short
+from kernels_pallas.cases import (
+    OPERATIONS,
+    convolution,
+    diagonal,
+    duality,
+    duality_step_specs,
+    fft,
+    normal,
+    scan,
+    selective,
+    selective_step_specs,
+    short,
+)
 from tests.oracles import assert_close
 
 TINY = {
@@ -16,6 +29,8 @@ TINY = {
     "long_convolution": (convolution.specs.Spec(1, 8, 2, 3), convolution.specs.Spec(1, 8, 2, 3, True)),
     "diagonal_system": (diagonal.specs.Spec(1, 8, 2, 3),),
     "selective_scan": (selective.specs.Spec(1, 8, 2, 3, "float32"),),
+    "selective_scan_step": (selective_step_specs.Spec(1, 2, 3, "float32"),),
+    "ssd_step": (duality_step_specs.Spec(1, 2, 3, 1, 4, 2, 1, "float32"),),
     "short_convolution": (short.specs.Spec(1, 8, 2, 3, "float32"),),
     "ssd": (duality.specs.Spec(1, 8, 2, 3, 1, 4, "float32"),),
 }
@@ -28,7 +43,7 @@ def test_implementations_compute_the_same(op):
     for case in cases(TINY[op]):
         expected = case.function("reference")(*case.inputs)
         for name in {*case.implementations} - {"fft"}:
-            for out, ref in zip(*map(np.atleast_1d, (case.function(name)(*case.inputs), expected)), strict=True):
+            for out, ref in zip(*map(jax.tree.leaves, (case.function(name)(*case.inputs), expected)), strict=True):
                 assert_close(out, ref, scale=8)
 
 
@@ -45,7 +60,7 @@ def test_records(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark", "--json", str(tmp_path / "out.jsonl")])
     benchmark.main()
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert len(records) == 2 * (2 * 2 + 2 * 2 + 4) == len(capsys.readouterr().out.splitlines()) - 1
+    assert len(records) == 2 * (2 * 2 + 2 * 2 + 4) + 2 == len(capsys.readouterr().out.splitlines()) - 1
     for record in records:
         if record["implementation"] == record["baseline"]:
             assert record["milliseconds"] == record["baseline_milliseconds"] > 0

@@ -1,11 +1,14 @@
 """Attention against a float64 loop over queries and keys, with absolute rotary positions."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssm.mixers.attention import Attention, parallel, turn
+from ssm.mixers import attention
+from ssm.mixers.attention import Attention, empty_state, parallel, step, turn
 from tests.oracles import assert_close
 
 WINDOW = 7
@@ -38,6 +41,16 @@ def draw(rng, length, heads=4, groups=2, size=6):
 
 
 run = jax.jit(parallel, static_argnames=("window", "base"))
+advance = jax.jit(step, static_argnames="base")
+
+
+def ring(x, start, end, base=None):
+    """(g, window, p) of one row's tokens start to end - 1, the first of which has slot 0."""
+    out = np.zeros((x.shape[1], WINDOW, x.shape[2]))
+    for t in range(max(start, end - WINDOW), end):
+        slot = (t - start) % WINDOW
+        out[:, slot] = x[t] if base is None else [turned(row, slot, base) for row in x[t]]
+    return out
 
 
 @pytest.mark.parametrize(
@@ -53,6 +66,15 @@ def test_parallel_is_the_loop(groups, length, base, rng):
         assert_close(out, loop(q, k, v, WINDOW, base, segments), scale=10)
 
 
+@pytest.mark.parametrize("length", [5, 23])
+def test_queries_together_see_the_keys_that_each_sees(length, monkeypatch, rng):
+    """Three at a time: in one block without a state before it, and in blocks of a window."""
+    monkeypatch.setattr(attention, "QUERIES", 3)
+    q, k, v = draw(rng, length)
+    out, _ = jax.jit(partial(parallel, window=WINDOW))(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    assert_close(out, loop(q, k, v, WINDOW, 10000.0, np.zeros((2, length))), scale=10)
+
+
 @pytest.mark.parametrize("cuts", [(1, 2, 3), (4,), (5, 13), (14, 15), (0, 20)])
 def test_a_state_is_the_tokens_that_it_saw(cuts, rng):
     """In pieces shorter and longer than the window, the second segment begun in one of them."""
@@ -66,16 +88,68 @@ def test_a_state_is_the_tokens_that_it_saw(cuts, rng):
         out, state = run(*(x[:, a:b] for x in (q, k, v)), state, window=WINDOW, base=50.0, segment_ids=ids[:, a:b])
         outs.append(out)
     assert_close(jnp.concatenate(outs, 1), expected, scale=10)
-    np.testing.assert_array_equal(state.valid_bk, np.ones((2, WINDOW)))
-    np.testing.assert_array_equal(state.keys_bkgp, k[:, -WINDOW:])
+    np.testing.assert_array_equal(state.kept_b, [WINDOW, WINDOW])
+    np.testing.assert_array_equal(state.slot_b, [11 % WINDOW, 23 % WINDOW])
+    k, v = (np.asarray(x, np.float64) for x in (k, v))
+    for row, start in enumerate((12, 0)):
+        assert_close(state.keys_bgkp[row], ring(k[row], start, 23, 50.0), scale=10)
+        assert_close(state.values_bgkp[row], ring(v[row], start, 23))
 
 
 def test_another_segments_tokens_leave_the_state(rng):
     q, k, v = (jnp.asarray(x, jnp.float32) for x in draw(rng, 10))
     _, state = run(q, k, v, window=WINDOW, segment_ids=jnp.asarray([[0] * 7 + [1] * 3, [2] * 10]))
-    np.testing.assert_array_equal(state.valid_bk, [[0] * 4 + [1] * 3, [1] * 7])
-    assert not np.any(state.keys_bkgp[0, :4]) and not np.any(state.values_bkgp[0, :4])
-    np.testing.assert_array_equal(state.values_bkgp[0, 4:], v[0, 7:])
+    np.testing.assert_array_equal(state.kept_b, [3, WINDOW])
+    np.testing.assert_array_equal(state.slot_b, [3, 10 % WINDOW])
+    for row, start in enumerate((7, 0)):
+        np.testing.assert_array_equal(state.values_bgkp[row], ring(np.asarray(v[row]), start, 10))
+    assert not np.any(state.keys_bgkp[0, :, 3:])
+
+
+@pytest.mark.parametrize("base", [50.0, None])
+def test_step_after_step_is_the_loop(base, rng):
+    """Three times around the ring, the rows at different slots, the second row's first tokens read at once: a query
+    that is not turned on for the keys of the lap before, a slot off by one, or a row in another's slot fails."""
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in draw(rng, 24, groups=2))
+    ids = np.asarray([[0] * 24, [1] * 3 + [0] * 21])
+    expected = loop(*(np.asarray(x, np.float64) for x in (q, k, v)), WINDOW, base, ids)
+    first, state = run(*(x[:, :5] for x in (q, k, v)), window=WINDOW, base=base, segment_ids=jnp.asarray(ids[:, :5]))
+    outs = [first]
+    for t in range(5, 24):
+        y, state = advance(*(x[:, t] for x in (q, k, v)), state, base=base)
+        outs.append(y[:, None])
+    assert_close(jnp.concatenate(outs, 1), expected, scale=10)
+    _, whole = run(q, k, v, window=WINDOW, base=base, segment_ids=jnp.asarray(ids))
+    for out, ref in zip(state, whole, strict=True):
+        assert_close(out, ref, scale=10)
+
+
+def test_a_cache_in_bfloat16(rng):
+    """Half the memory; of bfloat16 activations it loses a rounding, after a prompt and after steps."""
+    layer = Attention(8, heads=2, window=WINDOW, cache_dtype="bfloat16")
+    exact = layer.clone(cache_dtype="float32")
+    x = jnp.asarray(rng.normal(size=(2, 12, 8)), jnp.bfloat16)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
+    outs = []
+    for each in (layer, exact):
+        y, state = jax.jit(each.apply)(variables, x)
+        one = jax.jit(lambda x, state, each=each: each.apply(variables, x, state, method="step"))
+        outs.append([y, *(one(x[:, t], state)[0] for t in range(3))])
+        assert jax.tree.map(lambda s: (s.shape, s.dtype), one(x[:, 0], state)[1]) == jax.tree.map(
+            lambda s: (s.shape, s.dtype), each.initial_state(2)
+        )
+    np.testing.assert_array_equal(outs[0][0], outs[1][0])
+    for out, ref in zip(*outs, strict=True):
+        assert_close(out, np.asarray(ref, np.float32))
+    with pytest.raises(ValueError, match="unknown cache_dtype 'bf16'; did you mean 'bfloat16'"):
+        Attention(8, cache_dtype="bf16").initial_state(1)
+
+
+def test_a_step_copies_no_cache():
+    """Donated, it is written to in place: what a step needs besides is far smaller."""
+    q, cache = jnp.zeros((2, 4, 32)), empty_state(2, 1024, 4, 32)
+    compiled = jax.jit(step, donate_argnums=3).lower(q, q, q, cache).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * cache.keys_bgkp.nbytes
 
 
 def test_positions_are_as_exact_after_a_hundred_thousand_tokens(rng):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssm.blocks import GatedMLP
-from ssm.language_model import LanguageModel, stack_blocks, unstack_blocks
+from ssm.language_model import LanguageModel, for_steps, stack_blocks, unstack_blocks
 from ssm.mixers import MIXERS, mixer
 from tests.oracles import assert_close, relative
 from tests.ssm.test_mixers import OPTIONS, STATE
@@ -80,6 +80,25 @@ def test_bfloat16_activations(rng):
     assert rounded.dtype == jnp.float32
     assert all(leaf.dtype in (jnp.complex64, jnp.float32) for leaf in jax.tree.leaves(state))
     assert 1e-3 < relative(rounded, logits) < 5e-2
+
+
+def test_a_model_for_steps_has_the_same_numbers(rng):
+    """Weights are rounded once; dt_proj multiplies in float32, and tokens are looked up in it."""
+    model, variables, tokens = start(rng, "mamba attention", scan_layers=True, dtype="bfloat16")
+    faster, rounded = for_steps(model, variables)
+    assert (faster.scan_layers, faster.tie_embeddings) == (False, False)
+    single = {path[-2].key for path, leaf in jax.tree_util.tree_leaves_with_path(rounded) if leaf.dtype == jnp.float32}
+    layers = {"in_proj", "x_proj", "out_proj", "gate", "up", "down", "head"}
+    assert layers.isdisjoint(single) and {"dt_proj", "embedding", "conv"} <= single
+    plain = model.clone(scan_layers=False), {"params": unstack_blocks(variables["params"])}
+    states = [model.initial_state(2)] * 2
+    for t in range(2):  # not compiled: a compiler would round as often as it likes
+        pairs = zip((plain, (faster, rounded)), states, strict=True)
+        outputs = [model.apply(given, tokens[:, t], state, method="step") for (model, given), state in pairs]
+        states = [state for _, state in outputs]
+        assert_all_close(*outputs)
+    again, same = for_steps(faster, rounded)
+    assert again == faster and all(map(np.array_equal, *map(jax.tree.leaves, (same, rounded))))
 
 
 def rms(x, scale, eps):
