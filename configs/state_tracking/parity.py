@@ -59,11 +59,11 @@ def _demo(config: ConfigDict) -> None:
         config.model.mixers.mamba3.update({"dt_min": 0.3, "dt_max": 1.0, "angle_activation": "none"})
     config.task.update({"lengths": (8, 16, 32), "stage_steps": 300, "scored": "every"})
     config.task.update({"test_length": 64, "test_examples": 1024, "eval_lengths": (128, 256)})
-    config.optimizer.update({"learning_rate": 0.01, "weight_decay": 0.01, "b2": 0.95})
+    config.optimizer.update({"learning_rate": 0.005, "weight_decay": 0.01, "b2": 0.95})
     # Logits stay small, so that the loss goes on asking for turns of exactly half a circle.
     config.optimizer.groups.head = {"match": "head", "weight_decay": 1.0}
     config.batch_size = config.eval_batch_size = 64
-    config.train_steps, config.eval_every_steps, config.checkpoint_every_steps = 2000, 400, 1000
+    config.train_steps, config.eval_every_steps, config.checkpoint_every_steps = 3000, 500, 1500
     config.log_every_steps = 50
     command = "python -m experiments.train --config=configs/state_tracking/parity.py"
     config.next = f"{command}:mamba2,demo --workdir=runs/parity-mamba2"

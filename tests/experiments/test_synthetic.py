@@ -5,8 +5,9 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from experiments import tasks
+from experiments import setup, tasks
 from tests.experiments.synthetic import batch, load, rows
 
 
@@ -160,9 +161,9 @@ def test_an_example_is_a_function_of_seed_step_and_row(name):
 def test_devices_share_a_batch():
     """Each makes its own rows, and they are those that one device makes."""
     task = load("parity", lengths=(24,))
-    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    _, split = setup.shardings(ConfigDict({"devices": 2, "batch_size": 4, "eval_batch_size": 4}))
     origin = next(task.train_batches(4, 0, 0))
-    placed = jax.device_put(origin, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    placed = jax.device_put(origin, split)
     one, two = (jax.jit(lambda part: task.preprocess(part, jax.random.key(0), True))(x) for x in (origin, placed))
     jax.tree.map(np.testing.assert_array_equal, one, two)
     assert [shard.data.shape for shard in two["inputs"].addressable_shards] == [(2, 24)] * 2
