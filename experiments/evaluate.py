@@ -20,7 +20,7 @@ def evaluate(run: Workdir, split: str) -> dict:
     ready, step, state = setup.restore(run)
     if split not in ready.task.splits:
         raise naming.unknown("split", split, ready.task.splits)
-    eval_step = jax.jit(steps.eval_step(ready.model, ready.task))
+    eval_step = jax.jit(steps.eval_step(ready.model, ready.task, run.config.get("eval_piece_tokens", 0)))
     figures = steps.evaluate_split(eval_step, state, ready.task, split, run.config["eval_batch_size"], ready.place)
     return {"step": step, **figures}
 

@@ -11,36 +11,48 @@ import optax
 
 
 class Sums(NamedTuple):
-    """Sums over examples (classification) or tokens (language models), float32 scalars."""
+    """Sums over examples (classification) or tokens (language models), float32 scalars; or one of each row, (b,)."""
 
     loss: jax.Array
     correct: jax.Array
     weight: jax.Array
 
     @classmethod
-    def zero(cls) -> "Sums":
-        return cls(*(jnp.zeros((), jnp.float32) for _ in cls._fields))
+    def zero(cls, *shape: int) -> "Sums":
+        return cls(*(jnp.zeros(shape, jnp.float32) for _ in cls._fields))
 
     def __add__(self, other: "Sums") -> "Sums":
         return jax.tree.map(jnp.add, self, other)
 
 
-def sums(logits: jax.Array, targets: jax.Array, weights: jax.Array | None = None) -> Sums:
-    """Sums of w * cross entropy (nats), w * [argmax is the target], and w.
+def rows(logits: jax.Array, targets: jax.Array, weights: jax.Array | None = None) -> Sums:
+    """Each row's sums of w * cross entropy (nats), w * [argmax is the target], and w.
 
-    logits: (..., classes); targets: (...) int; weights: (...) or None for ones.
+    logits: (b, ..., classes); targets: (b, ...) int; weights: (b, ...) or None for ones.
     """
     weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights.astype(jnp.float32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
     correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
-    return Sums(jnp.sum(weights * loss), jnp.sum(weights * correct), jnp.sum(weights))
+    within = tuple(range(1, targets.ndim))
+    return Sums(*(jnp.sum(x, within) for x in (weights * loss, weights * correct, weights)))
 
 
-def means(parts: Sequence[Sums], metric: str) -> dict[str, float]:
-    """Mean loss in nats, and the metric; the parts are added in float64."""
+def total(parts: Sums, metric: str) -> Sums:
+    """The sums over rows. With "sequence_accuracy" a row's entries are right where all of them are (weights 0 or 1)."""
+    if metric == "sequence_accuracy":
+        parts = parts._replace(correct=jnp.where(parts.correct == parts.weight, parts.weight, 0))
+    return jax.tree.map(jnp.sum, parts)
+
+
+def means(parts: Sequence[Sums], metric: str, classes: int = 1) -> dict[str, float]:
+    """Mean loss in nats, and the metric; the parts are added in float64. classes: of which chance hits one."""
     loss, correct, weight = np.sum([[float(x) for x in part] for part in jax.device_get(parts)], axis=0)
-    values = {"accuracy": 100 * correct / weight, "bits_per_byte": loss / weight / math.log(2)}
-    return {"loss": loss / weight, metric: values[metric]}
+    accuracy = 100 * correct / weight
+    if metric == "scaled_accuracy":
+        value = (classes * accuracy - 100) / (classes - 1)
+    else:
+        value = loss / weight / math.log(2) if metric == "bits_per_byte" else accuracy
+    return {"loss": loss / weight, metric: value}
 
 
 class Metric(NamedTuple):
@@ -54,7 +66,12 @@ class Metric(NamedTuple):
         return f"{value:.{self.digits}f} {self.unit}"
 
 
-METRICS = {"accuracy": Metric("%", 2, True), "bits_per_byte": Metric("bits/byte", 3, False)}
+METRICS = {
+    "accuracy": Metric("%", 2, True),
+    "scaled_accuracy": Metric("%", 2, True),  # (accuracy - chance) / (1 - chance)
+    "sequence_accuracy": Metric("%", 2, True),  # of sequences that are right at every scored position
+    "bits_per_byte": Metric("bits/byte", 3, False),
+}
 
 
 def improves(metric: str, split: str, figures: Mapping[str, float], best: Mapping[str, float]) -> bool:

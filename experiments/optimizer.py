@@ -84,12 +84,13 @@ def duration(fields: Mapping[str, Any], name: str, per_epoch: float, total: int 
 
 
 def schedule(options: Options, train_steps: int, per_epoch: float) -> Schedule:
-    """Factor in [0, 1] of the learning rate by step: linear warm-up from 0, then constant or cosine to 0."""
+    """Factor in [0, 1] of the learning rate by step: linear warm-up from 0, then constant, or linear or cosine to 0."""
     warmup = duration(dataclasses.asdict(options), "warmup", per_epoch, train_steps)
     if warmup >= train_steps:
         raise ValueError(f"optimizer: a warm-up of {warmup} steps is not shorter than the run ({train_steps})")
     shapes = {
         "constant": optax.schedules.constant_schedule(1.0),
+        "linear": optax.schedules.linear_schedule(1.0, 0.0, train_steps - warmup),
         "cosine": optax.schedules.cosine_decay_schedule(1.0, train_steps - warmup),
     }
     if options.schedule not in shapes:

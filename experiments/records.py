@@ -78,5 +78,5 @@ def sentence(result: dict) -> str:
     paper = result["published"]
     beside = f"published {paper['value']:g} ({paper['source']})" if paper else "no published figure"
     figure = METRICS[result["metric"]].show(result["value"])
-    name = "accuracy " if result["metric"] == "accuracy" else ""  # bits/byte say it themselves
+    name = f"{result['metric'].replace('_', ' ')} " if "accuracy" in result["metric"] else ""  # bits/byte say it
     return f"test {name}{figure} at step {result['step']}; {beside}"

@@ -61,16 +61,16 @@ def model_inputs(task: Task, batch: Batch) -> dict[str, Any]:
 
 def forward(model: nn.Module, task: Task, variables: Tree, batch: Batch, **options: Any) -> tuple[Sums, Tree]:
     """The sums of a batch, and the batch statistics after it; options: of the model, and of its `apply`."""
-    inputs, weights = model_inputs(task, batch), batch.get("weights")
+    inputs, targets, weights = model_inputs(task, batch), batch["targets"], batch.get("weights")
     if task.kind == "language_model":
-        inputs |= {"targets": batch["targets"], "weights": weights, "method": "cross_entropy"}
+        inputs |= {"targets": targets, "weights": weights, "method": "cross_entropy"}
     out, updated = model.apply(variables, **inputs, **options)
     if task.kind == "language_model":
-        weight = batch["targets"].size if weights is None else jnp.sum(weights)
-        sums = Sums(out[0], jnp.sum(out[1]), jnp.asarray(weight, jnp.float32))
+        weights = jnp.ones(targets.shape) if weights is None else weights.astype(jnp.float32)
+        parts = Sums(*out, weights.sum(1))
     else:
-        sums = metrics.sums(out, batch["targets"], weights)
-    return sums, updated.get("batch_stats", {})
+        parts = metrics.rows(out, targets, weights)
+    return metrics.total(parts, task.metric), updated.get("batch_stats", {})
 
 
 def new_state(optimizer: optax.GradientTransformation, params: Tree, batch_stats: Tree) -> TrainState:
@@ -109,15 +109,38 @@ def train_step(
     return step
 
 
-def eval_step(model: nn.Module, task: Task) -> Callable[[Tree, Tree, Batch, jax.Array], Sums]:
-    """params, batch_stats, batch, key -> sums of loss, correct answers and weight."""
+def eval_step(model: nn.Module, task: Task, piece: int = 0) -> Callable[[Tree, Tree, Batch, jax.Array], Sums]:
+    """params, batch_stats, batch, key -> sums of loss, correct answers and weight.
+
+    piece: a language model reads sequences of more tokens than this piece by piece, the state carried; 0: whole.
+    """
 
     def step(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> Sums:
         batch = task.preprocess(batch, key, False)
         variables = {"params": params, "batch_stats": batch_stats}
+        if task.kind == "language_model" and 0 < piece < batch["inputs"].shape[1]:
+            return _in_pieces(model, variables, task, batch, piece)
         return forward(model, task, variables, batch, train=False, mutable=[])[0]
 
     return step
+
+
+def _in_pieces(model: nn.Module, variables: Tree, task: Task, batch: Batch, piece: int) -> Sums:
+    """The sums of a batch of long sequences, each piece read from the state that the one before left."""
+    size, length = batch["inputs"].shape
+    count = -(-length // piece)
+    batch = {"weights": jnp.ones((size, length)), **batch}
+    filled = {name: jnp.pad(x, ((0, 0), (0, count * piece - length))) for name, x in batch.items()}
+    pieces = {name: jnp.swapaxes(x.reshape(size, count, piece), 0, 1) for name, x in filled.items()}
+
+    def read(carry, part):
+        rows, state = carry
+        logits, after = model.apply(variables, **model_inputs(task, part), state=state, train=False)
+        after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
+        return (rows + metrics.rows(logits, part["targets"], part["weights"]), after), None
+
+    (rows, _), _ = jax.lax.scan(read, (Sums.zero(size), model.initial_state(size)), pieces)
+    return metrics.total(rows, task.metric)
 
 
 def evaluate_split(
@@ -129,7 +152,7 @@ def evaluate_split(
         step(state.params, state.batch_stats, place(batch), jax.random.fold_in(root, i))
         for i, batch in enumerate(task.eval_batches(split, batch_size))
     ]
-    means = metrics.means(sums, task.metric)
+    means = metrics.means(sums, task.metric, task.classes)
     if not math.isfinite(means["loss"]):
         raise FloatingPointError(f"step {state.step}: the loss on split {split} is not finite")
     return {f"{split}/{name}": value for name, value in means.items()}
@@ -143,14 +166,27 @@ def evaluate(
     batch_size: int,
     place: Callable,
     best: Mapping[str, float],
+    last: bool = False,
 ) -> dict[str, float]:
-    """Figures of the test split; with a validation split, of that one and of test only at a new best."""
+    """Figures of the test split; with a validation split, of that one and of test only at a new best.
+
+    last: training is over, and the splits beside these three are evaluated too.
+    """
+    split = functools.partial(evaluate_split, step, state, task, batch_size=batch_size, place=place)
     figures = {}
     if "validation" in task.splits:
-        figures = evaluate_split(step, state, task, "validation", batch_size, place)
+        figures = split("validation")
         if not metrics.improves(task.metric, "validation", figures, best):
             return figures
-    return figures | evaluate_split(step, state, task, "test", batch_size, place)
+    figures |= split("test")
+    for name in further_splits(task) if last else ():
+        figures |= split(name)
+    return figures
+
+
+def further_splits(task: Task) -> list[str]:
+    """The splits that are evaluated once, at the end of training."""
+    return [split for split in task.splits if split not in ("train", "validation", "test")]
 
 
 # Numbers that are not finite -----------------------------------------------------------------------

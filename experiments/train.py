@@ -75,7 +75,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         donate_argnums=0,
         out_shardings=ready.whole,
     )
-    eval_step = jax.jit(steps.eval_step(model, task))
+    eval_step = jax.jit(steps.eval_step(model, task, config.get("eval_piece_tokens", 0)))
     evaluate = functools.partial(
         steps.evaluate, eval_step, task=task, batch_size=config.eval_batch_size, place=ready.place
     )
@@ -102,7 +102,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         display.step(step)
         if step % config.log_every_steps == 0 or step == total:
             steps.check(summary.health, names)
-            means = metrics.means([summary.sums], task.metric)
+            means = metrics.means([summary.sums], task.metric, task.classes)
             speed = {"tokens_per_second": round(tokens / s)} if (s := chrono.interval()) else {}
             log({"step": step, **means, "gradient_norm": float(summary.gradient_norm), **speed})
 
@@ -120,7 +120,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
                 steps.check(state.health, names)
             if evaluating:
                 with chrono.pause():
-                    line = {"step": step, **evaluate(state, best=figure)}
+                    line = {"step": step, **evaluate(state, best=figure, last=step == total)}
                     if tokens_to_write := config.get("sample_tokens", 0):
                         line["sample"] = samples.sample(model, task, state, tokens_to_write)
                     log(line)
@@ -150,6 +150,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         print(f"stopped at step {step} of {total} with a checkpoint; the same command continues")
         return stop.status
     seconds = chrono.seconds_per_step
+    further = {split: figure.get(f"{split}/{task.metric}") for split in steps.further_splits(task)}
     result = records.result(
         run.config,
         environment,
@@ -159,6 +160,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         tokens_per_second=round(tokens / seconds) if seconds else 0,
         parameters=sum(row.count for row in ready.rows),
         data=task.source,
+        **({"further": further} if further else {}),
     )
     run.write("result.json", result)
     print(records.sentence(result))

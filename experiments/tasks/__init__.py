@@ -1,4 +1,4 @@
-"""Tasks by name. Each module has a dataclass `Options` (the fields of `config.task`) with `load`."""
+"""Tasks by name. Each has a dataclass of options (the fields of `config.task`) with `load`."""
 
 import importlib
 from collections.abc import Mapping
@@ -7,14 +7,27 @@ from typing import Any
 from experiments.tasks.base import Task
 from ssm import naming
 
-MODULES = {"smnist": "smnist", "psmnist": "smnist", "fashion": "smnist", "language_model": "text", "noise": "noise"}
+GROUPS = ("S3", "A4", "A5", "S5", "Z60", "A4xZ5")
+TASKS = {
+    **dict.fromkeys(("smnist", "psmnist", "fashion"), ("smnist", "Options")),
+    "language_model": ("text", "Options"),
+    "noise": ("noise", "Options"),
+    **dict.fromkeys(("parity", "even_pairs", "cycle", "modular_addition"), ("automata", "Options")),
+    **dict.fromkeys(("modular_arithmetic", "modular_arithmetic_brackets"), ("arithmetic", "Options")),
+    **{f"word_problem_{group}": ("groups", "Options") for group in GROUPS},
+    **dict.fromkeys(("copying", "selective_copying"), ("copying", "Options")),
+    "induction_heads": ("recall", "Induction"),
+    "mqar": ("recall", "MQAR"),
+    "needle": ("recall", "Needle"),
+}  # name -> module and dataclass
 
 
 def load(options: Mapping[str, Any]) -> Task:
     """The task that `config.task` names. Raises ValueError with one line for wrong options or data."""
     options = dict(options)
     name = options.pop("name")
-    if name not in MODULES:
-        raise naming.unknown("task", name, MODULES)
-    module = importlib.import_module(f"experiments.tasks.{MODULES[name]}")
-    return naming.build(f"task {name}", module.Options, options, name=name).load()
+    if name not in TASKS:
+        raise naming.unknown("task", name, TASKS)
+    module, cls = TASKS[name]
+    cls = getattr(importlib.import_module(f"experiments.tasks.{module}"), cls)
+    return naming.build(f"task {name}", cls, options, name=name).load()

@@ -2,9 +2,9 @@
 
 A batch is a dict of arrays:
     inputs   image: uint8 (b, height, width, channels); continuous: float32 (b, l, channels); token: int32 (b, l)
-    targets  int32: (b,) for "classification", (b, l) for "language_model"
+    targets  int32: (b,) for "classification", (b, l) for "language_model": a token for every position
     lengths  int32 (b,), optional: the positions of each example that count
-    weights  float32, shaped as targets, optional: 0 leaves an entry out of loss and metric
+    weights  float32, shaped as targets, optional: 0 leaves an entry out of loss and metric, 1 scores it
     segments int32 (b, l), optional, for "language_model": which document each token belongs to
 """
 
@@ -26,10 +26,10 @@ class Task(Protocol):
     metric: str  # a name in `experiments.metrics.METRICS`
     encoder: str  # "image" | "continuous" | "token"
     input_size: int  # channels, or size of the vocabulary
-    classes: int
-    length: int  # positions per example
+    classes: int  # possible answers
+    length: int  # positions per training example
     source: str  # what was read from where
-    splits: tuple[str, ...]  # "train", "test" and perhaps "validation"
+    splits: tuple[str, ...]  # "train", "test", perhaps "validation", perhaps others that are read at the end alone
 
     def examples(self, split: str) -> int: ...
 

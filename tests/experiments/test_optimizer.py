@@ -54,6 +54,9 @@ def test_factors_of_cosine_and_constant():
     cosine = optimizer.schedule(Options(1.0, warmup_percent=20), 100, 1.0)
     expected = np.where(steps < 20, steps / 20, 0.5 * (1 + np.cos(np.pi * (steps - 20) / 80)))
     np.testing.assert_allclose([cosine(jnp.asarray(s)) for s in steps], expected, atol=1e-6)
+    linear = optimizer.schedule(Options(1.0, schedule="linear", warmup_percent=20), 100, 1.0)
+    expected = np.where(steps < 20, steps / 20, np.maximum(100 - steps, 0) / 80)
+    np.testing.assert_allclose([linear(jnp.asarray(s)) for s in steps], expected, atol=1e-6)
     constant = optimizer.schedule(Options(1.0, schedule="constant", warmup_epochs=0.5), 100, 40.0)
     np.testing.assert_allclose([constant(jnp.asarray(s)) for s in steps], np.minimum(steps / 20, 1), atol=1e-6)
 

@@ -1,0 +1,46 @@
+"""What the configs of state tracking share: Mamba-3's set-up (arXiv:2603.15569, appendix D), and its ablations.
+
+Stated there: lengths from 3 to a largest one that grows from 40 to 160, 10,000 steps each, a test at 256; batches of
+256; one layer for parity and three for arithmetic; 64 states; widths 32 and 64; eight learning rates from 1e-4 to 1e-2.
+Chosen here, for it states none: four stages (40, 80, 120, 160); and, after Grazzi et al. (arXiv:2411.12537, appendix
+E), on whose tasks it trains: AdamW with weight decay 0.1, gradients clipped at 1, a warm-up over a tenth of the steps,
+then a cosine. Heads have 32 channels, and an MLP of twice the width follows each mixer.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import synthetic
+
+MODELS = ("mamba3", "mamba3_fixed", "mamba3_none", "mamba2", "mamba", "attention")
+ROTATIONS = {"mamba3_fixed": "fixed", "mamba3_none": "none"}
+SOURCE = "Lahoti et al. 2026"
+LENGTHS = {
+    "min_length": 3,
+    "lengths": (40, 80, 120, 160),
+    "stage_steps": 10000,
+    "test_min_length": 0,
+    "test_length": 256,
+    "test_examples": 8192,
+    "eval_lengths": (512, 1024, 2048),
+    "eval_examples": 1024,
+}
+
+
+def base(preset: str, task: Mapping[str, Any], model: str, *, depth: int) -> ConfigDict:
+    """A run of the set-up above on the task. A record's folder has the model's pattern and the preset in its name."""
+    if model in ROTATIONS:
+        preset = f"{ROTATIONS[model]}-{preset}"
+    config = synthetic.base(preset, task, "mamba3" if model in ROTATIONS else model, depth=depth)
+    if model in ROTATIONS:
+        config.model.mixers.mamba3.rotation = ROTATIONS[model]
+    config.model.mlp_size = 128
+    fields = {"weight_decay": 0.1, "clip_norm": 1.0, "schedule": "cosine", "warmup_percent": 10.0}
+    config.optimizer.update(fields)
+    return config
+
+
+def smoke(config: ConfigDict) -> None:
+    synthetic.smoke(config, lengths=(8,), test_length=8, eval_lengths=(16,))
