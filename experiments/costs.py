@@ -1,6 +1,7 @@
 """What the kernels cost: a table and a figure, of the records in experiments/results/kernels alone.
 
 python -m experiments.costs             prints the table of one layer's cost as Markdown
+python -m experiments.costs --peers     prints other projects' kernels beside ours
 python -m experiments.costs --training  prints that of whole training steps
 python -m experiments.costs --all       prints every measurement
 python -m experiments.costs --figure    draws the times against the length, beside the records
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 
 from experiments import commandline, plots
 from experiments.report import RESULTS, rows
+from kernels_pallas.dispatch import FUSED
 
 KERNELS = RESULTS / "kernels"
 LAYER_COLUMNS = ("operation", "shape", "CPU, 2 cores", "1 x NVIDIA H200", "TPU v5e, estimated")
@@ -21,6 +23,7 @@ DEVICE = "NVIDIA H200"
 PASSES = ("forward", "forward+backward")
 ESTIMATED = "v5e"  # the generation that the table shows
 COLUMNS = ("operation", "shape", "hardware", "implementation", "forward", "forward + backward", "compared with")
+PEER_COLUMNS = ("operation", "shape", "implementation", "forward", "forward + backward", "notes")
 STEP_COLUMNS = ("training step", "hardware", "implementation", "time", "tokens/s", "of the published peak")
 SERIES = "associative_scan"  # whose shapes include one amount of tokens in sequences of many lengths
 
@@ -39,9 +42,31 @@ def table(records: Sequence[dict]) -> str:
     """The fastest implementation of each operation, shape and device, beside the baseline of the same run."""
     groups: dict[tuple, list[dict]] = {}
     for record in records:
-        if "milliseconds" in record:
+        if ours(record):
             groups.setdefault((record["op"], record["shape"], record["device"]), []).append(record)
     return rows(COLUMNS, [_cells(*key, group) for key, group in sorted(groups.items())])
+
+
+def ours(record: dict) -> bool:
+    """Whether it is a time of an implementation of ours: other projects' have no baseline."""
+    return "milliseconds" in record and "baseline" in record
+
+
+def peers(records: Sequence[dict]) -> str:
+    """The kernels of other projects, and ours of the same operation, shape and device; forward, and with gradients."""
+    timed = [r for r in records if "milliseconds" in r]
+    shared = {(r["op"], r["shape"], r["device"]) for r in timed if not ours(r)}
+    groups: dict[tuple, dict[str, dict]] = {}
+    for r in timed:
+        key = r["op"], r["shape"], r["device"]
+        if key in shared and (not ours(r) or r["implementation"] in FUSED):
+            groups.setdefault((*key[:2], not ours(r), r["implementation"]), {})[r["pass"]] = r
+    lines = []
+    for (op, shape, theirs, name), passes in sorted(groups.items()):
+        times = [f"{_short(passes[p]['milliseconds'])} ms" if p in passes else "" for p in PASSES]
+        note = next(iter(passes.values())).get("note", "")
+        lines.append((op, shape, name if theirs else "**ours**", *times, note))
+    return rows(PEER_COLUMNS, lines)
 
 
 def _cells(op: str, shape: str, device: str, group: list[dict]) -> tuple[str, ...]:
@@ -76,7 +101,7 @@ def layers(records: Sequence[dict]) -> str:
     lines = []
     for op, shape in shapes:
         mine = [r for r in records if r["op"] == op and r["shape"].startswith(shape)]
-        measured = [[r for r in mine if "milliseconds" in r and d in r["device"]] for d in ("cpu", DEVICE)]
+        measured = [[r for r in mine if ours(r) and d in r["device"]] for d in ("cpu", DEVICE)]
         lines.append(
             (op, shape, *map(_both, measured), _estimated(shape, [r for r in mine if r["device"] == ESTIMATED]))
         )
@@ -128,7 +153,7 @@ def by_length(records: Sequence[dict]) -> dict[str, list[tuple[int, float]]]:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m experiments.costs", description=__doc__)
-    for flag in ("--training", "--all", "--figure"):
+    for flag in ("--peers", "--training", "--all", "--figure"):
         parser.add_argument(flag, action="store_true")
     arguments = parser.parse_args(argv[1:])
     records = read(KERNELS)
@@ -136,7 +161,10 @@ def main(argv: Sequence[str]) -> int:
         plots.cost(KERNELS / "length.svg", by_length(records), "complex scan of 128 channels, 1,048,576 tokens in all")
         print(f"drawn {KERNELS / 'length.svg'}")
     else:
-        print((table if arguments.all else training if arguments.training else layers)(records))
+        chosen = [
+            f for f, name in ((peers, "peers"), (training, "training"), (table, "all")) if getattr(arguments, name)
+        ]
+        print(next(iter(chosen), layers)(records))
     return 0
 
 

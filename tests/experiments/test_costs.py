@@ -47,6 +47,19 @@ def test_one_layer_on_every_backend():
     ]
 
 
+def test_other_projects_beside_ours():
+    """Only where another project was timed, and of ours the kernel."""
+    theirs = {k: v for k, v in record(implementation="other 1.0", milliseconds=2.5).items() if "baseline" not in k}
+    both = {"pass": "forward+backward", "milliseconds": 7.0}
+    records = [theirs, theirs | both | {"note": "core only"}, record(), record(implementation="xla")]
+    records += [record(shape="B1 L2 N3")]
+    assert costs.peers(records).splitlines()[2:] == [
+        "| associative_scan | B1024 L1024 N2 float32 | **ours** | 1 ms |  |  |",
+        "| associative_scan | B1024 L1024 N2 float32 | other 1.0 | 2.5 ms | 7 ms |  |",
+    ]
+    assert "other" not in costs.table(records)
+
+
 def test_training_steps_beside_their_baseline():
     both = {"pass": "forward+backward", "op": "training_step", "device": "H200", "baseline": "chunked"}
     records = [

@@ -45,8 +45,9 @@ def scan_shape(batch: int, length: int, states: int, dtype: str) -> str:
     return f"B{batch} L{length} D{CHANNELS} N{states} {dtype} gated"
 
 
-def heads_shape(tokens: tuple[int, int], end: str) -> str:
-    return f"B{tokens[0]} L{tokens[1]} H{HEADS} P{HEAD_CHANNELS} G1 N{STATES} {end}"
+def heads_shape(tokens: tuple[int, int], end: str, rank: int = 1) -> str:
+    lanes = f" R{rank}" if rank > 1 else ""
+    return f"B{tokens[0]} L{tokens[1]}{lanes} H{HEADS} P{HEAD_CHANNELS} G1 N{STATES} {end}"
 
 
 def scan_inputs(batch: int, length: int, states: int, dtype: str, channels_first: bool) -> tuple:
@@ -102,7 +103,7 @@ def mamba_ssm_cases(op: str | None) -> Iterator[Case]:
     def mamba3():
         from mamba_ssm.ops.triton.mamba3.mamba3_siso_combined import mamba3_siso_combined as run
 
-        yield heads_shape(LAYER, f"{BF16} D z"), BF16, "Triton", EVERYTHING, run, mamba3_inputs(LAYER, True)
+        yield heads_shape(LAYER, f"{BF16} D gated"), BF16, "Triton", EVERYTHING, run, mamba3_inputs(LAYER, True)
 
     def mamba3_mimo():
         from mamba_ssm.ops.tilelang.mamba3.mamba3_mimo import mamba3_mimo as combined
@@ -113,7 +114,7 @@ def mamba_ssm_cases(op: str | None) -> Iterator[Case]:
         group = ("normal", (*LAYER, RANK, 1, STATES), BF16)
         bias, mix = (1.0, (HEADS, RANK, STATES), F32), (1 / RANK, (HEADS, RANK, HEAD_CHANNELS), F32)
         inputs = (group, group, x, *gates, bias, bias, mix, mix, mix, angles, D, z)
-        yield heads_shape(LAYER, f"R{RANK} {BF16} D z"), BF16, "TileLang", EVERYTHING, run, inputs
+        yield heads_shape(LAYER, f"{BF16} D gated", RANK), BF16, "TileLang", EVERYTHING, run, inputs
 
     groups = dict(selective_scan=selective, mamba3=mamba3, ssd=ssd, mamba3_mimo=mamba3_mimo)
     return chosen(op, "mamba_ssm", groups)
@@ -151,7 +152,7 @@ def jla_cases(op: str | None) -> Iterator[Case]:
         from jla.ops.mosaic_gpu.mamba3 import mamba3 as recurrence
         from jla.ops.mosaic_gpu.mamba3_fused import mamba3_siso_fused
 
-        shape = heads_shape(LAYER, f"{BF16} D z")
+        shape = heads_shape(LAYER, f"{BF16} D gated")
         note = "core only: C and B of every head given, without biases, rotation, D and z"
         run = lambda *arrays: recurrence(*arrays)[0]  # noqa: E731
         yield shape, BF16, "Mosaic GPU, mamba3", note, run, core_inputs(LAYER)
@@ -163,7 +164,7 @@ def jla_cases(op: str | None) -> Iterator[Case]:
 
         note = "core only: C, B and x of every head and rank given, without biases, rotation, D and z"
         run = lambda *arrays: recurrence(*arrays)[0]  # noqa: E731
-        yield heads_shape(LAYER, f"R{RANK} {BF16} D z"), BF16, "Mosaic GPU", note, run, core_inputs(LAYER, RANK)
+        yield heads_shape(LAYER, f"{BF16} D gated", RANK), BF16, "Mosaic GPU", note, run, core_inputs(LAYER, RANK)
 
     groups = dict(selective_scan=selective, ssd=ssd, mamba3=mamba3, mamba3_mimo=mamba3_mimo)
     return chosen(op, "jax-linear-attention", groups)
