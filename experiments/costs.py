@@ -100,7 +100,7 @@ def layers(records: Sequence[dict]) -> str:
     shapes = sorted({(r["op"], r["shape"]) for r in everywhere})
     lines = []
     for op, shape in shapes:
-        mine = [r for r in records if r["op"] == op and r["shape"].startswith(shape)]
+        mine = [r for r in records if r["op"] == op and r["shape"].split(",")[0] == shape.split(",")[0]]
         measured = [[r for r in mine if ours(r) and d in r["device"]] for d in ("cpu", DEVICE)]
         lines.append(
             (op, shape, *map(_both, measured), _estimated(shape, [r for r in mine if r["device"] == ESTIMATED]))
