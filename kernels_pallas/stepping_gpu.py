@@ -56,13 +56,16 @@ class Rows(NamedTuple):
         return broadcast(x, (self.rows, self.states), 1, self.layout)
 
 
-def refusal(rows: int, states: int, arrays: Mapping) -> str:
-    """Why states of so many rows, and arrays by name, cannot be taken; "" where they can."""
+def refusal(h, arrays: Mapping) -> str:
+    """Why the states h (batch, ..., rows, states), and arrays by name, cannot be taken; "" where they can."""
+    batch, *_, rows, states = h.shape
     for name, v in arrays.items():
         if v is not None and v.dtype not in (jnp.float32, jnp.bfloat16):
             return f"{name} is {v.dtype}; it takes float32 and bfloat16"
     if states % COLUMNS[-1]:
         return f"there are {states} states, no multiple of {COLUMNS[-1]}"
+    if h.size >= 2**31 or batch >= 2**16:
+        return f"there are {h.size} numbers in {batch} states, more than are counted here"
     least = Rows.of(rows, states, 0).least
     return f"there are {rows} channels, no multiple of {least}" if rows % least else ""
 

@@ -41,12 +41,16 @@ def candidates(
     Logits are divided by the temperature; the top_k largest stay (0: all); of those, the fewest whose probability
     is at least top_p. Equal logits are taken in the order of the vocabulary.
     """
-    scaled = (logits_bv - logits_bv.max(-1, keepdims=True)) / temperature
-    log_p, tokens = jax.lax.top_k(scaled, min(top_k, logits_bv.shape[-1]) or logits_bv.shape[-1])
+    count = min(top_k, logits_bv.shape[-1]) or logits_bv.shape[-1]
+    log_p, tokens = jax.lax.top_k(_scaled(logits_bv, temperature), count)
     if top_p < 1:
         p = jax.nn.softmax(log_p)
         log_p = jnp.where(jnp.cumsum(p, -1) - p < top_p, log_p, -jnp.inf)
     return log_p, tokens
+
+
+def _scaled(logits_bv, temperature):
+    return (logits_bv - logits_bv.max(-1, keepdims=True)) / temperature
 
 
 def sample(
@@ -63,6 +67,8 @@ def sample(
     check_sampling(key, temperature, top_k, top_p)
     if temperature == 0:
         return jnp.argmax(logits_bv, -1).astype(jnp.int32)
+    if top_k == 0 and top_p == 1:  # nothing to sort for
+        return jax.random.categorical(key, _scaled(logits_bv, temperature)).astype(jnp.int32)
     log_p, tokens = candidates(logits_bv, temperature, top_k, top_p)
     drawn = jax.random.categorical(key, log_p)
     return jnp.take_along_axis(tokens, drawn[:, None], 1)[:, 0].astype(jnp.int32)

@@ -22,7 +22,7 @@ def refusal(x, dt, A, B, C, h, D, z, dt_bias) -> str:
     """Why these arrays cannot be run here; "" where they can."""
     if A.dtype != jnp.float32:
         return f"A is {A.dtype}; it takes float32"
-    return stepping_gpu.refusal(*h.shape[1:], dict(x=x, dt=dt, B=B, C=C, z=z))
+    return stepping_gpu.refusal(h, dict(x=x, dt=dt, B=B, C=C, z=z))
 
 
 @partial(jax.jit, static_argnames="softplus")  # lowered once for all layers

@@ -16,7 +16,7 @@ PER_LANE = 32  # states, at most
 
 def refusal(x, B, C, z, h) -> str:
     """Why x (b, r, h, p), B and C (b, r, g, n), z and the state (b, h, p, n) cannot be run here; "" where they can."""
-    return stepping_gpu.refusal(*h.shape[2:], dict(x=x, B=B, C=C, z=z))
+    return stepping_gpu.refusal(h, dict(x=x, B=B, C=C, z=z))
 
 
 @jax.jit  # lowered once for all layers

@@ -149,6 +149,10 @@ def test_what_a_gpu_kernel_does_not_take():
         (dict(A=jnp.zeros((64, 16), jnp.bfloat16)), "A is bfloat16; it takes float32"),
         (dict(h=jnp.zeros((1, 64, 8))), "there are 8 states, no multiple of 16"),
         (dict(h=jnp.zeros((1, 48, 16))), "there are 48 channels, no multiple of 32"),
+        (
+            dict(h=jax.ShapeDtypeStruct((2**16, 32, 16), "float32")),
+            "there are 33554432 numbers in 65536 states, more than are counted here",
+        ),
     ]:
         assert step_gpu.refusal(**given | change) == message
 

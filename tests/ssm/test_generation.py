@@ -194,11 +194,12 @@ def test_candidates_have_the_exact_probabilities(temperature, top_k, top_p, rng)
     np.testing.assert_array_equal(out > 0, expected > 0)
 
 
-def test_samples_come_as_often_as_they_should(rng):
+@pytest.mark.parametrize(("top_k", "top_p"), [(8, 0.9), (0, 1.0)])
+def test_samples_come_as_often_as_they_should(top_k, top_p, rng):
     """Chi squared of 40,000 draws: a token beside the one that was meant, or a wrong weight, is far outside."""
     logits, count = rng.normal(size=11), 40_000
-    drawn = sample(jnp.tile(jnp.asarray(logits, jnp.float32), (count, 1)), jax.random.key(0), 1.2, 8, 0.9)
-    expected = count * probabilities(logits, 1.2, 8, 0.9)
+    drawn = sample(jnp.tile(jnp.asarray(logits, jnp.float32), (count, 1)), jax.random.key(0), 1.2, top_k, top_p)
+    expected = count * probabilities(logits, 1.2, top_k, top_p)
     seen = np.bincount(drawn, minlength=11)
     assert not seen[expected == 0].any()
     likely = expected > 0
