@@ -52,13 +52,14 @@ def cotangents(chunks, x, gates, D, enters, dy, d_last, rank: int) -> Bars:
     while pairs * splits < BUSY and heads // groups % (2 * splits) == 0:
         splits *= 2
     wide = jnp.broadcast_to(D[:, None], (heads, x.shape[-1]))
-    arrays = *chunks.arrays(x), wide, segments.cut(dy), states, costates, *_masks(chunks, rank)
+    since, lanes = _masks(chunks, rank)
+    arrays = *chunks.arrays(x), wide, segments.cut(dy), states, costates, since, lanes
     axes = f"{chunks.AXES}, h p, b l h p, b h c n p, b h c n p, b c q j, b c q k"
     results = "b l h p" + 2 * ", b e l g n" + 2 * ", b f l s" + ", b h c o q" + 2 * ", b h c r m t" + 2 * ", b h c v t"
-    run = partial(gradients, rank=rank, splits=splits)
+    run = lambda *arrays: gradients(*arrays, rank=rank, splits=splits)  # noqa: E731
     dx, dB, dC, *dtheta, sums, B_bias, C_bias, ends_k, ends_q = over_batch(run, axes, results)(*arrays)
 
-    da, dlater, down, drate, dD = _of_gates(sums, chunks.gates[:, :, :, STRICT])
+    da, dlater, down, drate, dD = _of_gates(sums, chunks.gates[:, :, :, STRICT], since.astype(jnp.float32))
     a, _, _, rate = gates
     of_lanes = lambda v: jnp.moveaxis(v, 1, -1).reshape(a.shape)  # noqa: E731
     da, dlater, down, drate = map(of_lanes, (da, dlater, down, drate))
@@ -85,16 +86,16 @@ def _masks(chunks, rank: int) -> tuple:
     return since.astype(jnp.bfloat16), lanes.astype(jnp.bfloat16)
 
 
-def _of_gates(sums, later):
+def _of_gates(sums, later, since):
     """The cotangents (b, h, c, q) of log decays, of what later lanes and its own read, of the rate, and of D (h,).
 
     A log decay scales all that crosses it: what a later token of its chunk reads of one before, or of the state at the
-    start, what the end keeps of a token before it, and what goes all the way through.
+    start, what the end keeps of a token before it, and what goes all the way through. since: as in `_masks`.
     """
     read, through, turned_q, inside, beyond, skipped, owned, turned_k = (sums[:, :, :, i] for i in range(SUMMED))
-    since = np.triu(np.ones((Q, Q), np.float32))
-    da = jnp.einsum("tq,bhcq->bhct", since, read - later * (inside + beyond), precision="highest")
-    da += (through + later * beyond).sum(-1, keepdims=True)
+    da = jnp.einsum("bctq,bhcq->bhct", since, read - later * inside, precision="highest")
+    da += jnp.einsum("tq,bhcq->bhct", np.tril(np.ones((Q, Q), np.float32), -1), later * beyond, precision="highest")
+    da += through.sum(-1, keepdims=True)
     flat = lambda v: v.reshape(*v.shape[:2], -1)  # noqa: E731
     rate = (turned_q + turned_k) * np.float32(2 * np.pi)
     return *map(flat, (da, inside + beyond, owned, rate)), skipped.sum((0, 2, 3))
