@@ -165,9 +165,9 @@ def gradients(
         b, _, chunk, rows, group = place(0)
         yield refs[3].at[b, rows, group], s["raw"].at[0]
         yield refs[2].at[b, rows, group], s["raw"].at[1]
-        yield refs[12].at[b, chunk], s["since"]
-        yield refs[13].at[b, chunk], s["lanes"]
-        yield refs[14], s["ones"]
+        yield refs[12].at[b, chunk], s["triangles"].at[0]
+        yield refs[14], s["triangles"].at[1]
+        yield refs[13].at[b, chunk], s["lanes"].at[0]
 
     out = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), jnp.float32)  # noqa: E731
     of_group, of_planes = out(splits, length, groups, n), out(blocks, length, planes)
@@ -189,9 +189,9 @@ def _scratch(p: int, n: int) -> dict:
         **{name: matrix(Q, p, STAGES) for name in ("x", "dy")},
         **{name: matrix(n, p, STAGES) for name in ("states", "costates")},
         **{name: matrix(Q, Q, 2) for name in ("dscores", "stage")},
-        **{name: matrix(Q, Q) for name in ("since", "ones")},
+        "triangles": matrix(Q, Q, 2),  # which angles a lane's is part of, and which are part of it
         "within": matrix(Q, Q, 1),
-        "lanes": matrix(Q, BLOCK),
+        "lanes": matrix(Q, BLOCK, 1),
         "gates": tile.vectors(STAGES, GATES),
         **{name: plgpu.Barrier(num_arrivals=2) for name in ("made", "over")},
     }
@@ -268,7 +268,7 @@ def _turn(s, side: Side, gates, head, i: int) -> tuple:
         tile.load(side.starts_ref.at[side.chunk, head, _planes(i)], COLUMNS, shared=False),
     )
     parts = stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
-    return keys.turn(_theta(side, i), start, gates.at[RATE], s["ones"], parts)
+    return keys.turn(_theta(side, i), start, gates.at[RATE], s["triangles"].at[keys.anew(1)], parts)
 
 
 def _theta(side: Side, i: int):
@@ -304,9 +304,9 @@ def _back(s, side: Side, gates, head, rank: int, i: int, places: list, bars: lis
         parts[0][...] = high
         parts[1][...] = (bar - high.astype(jnp.float32)).astype(jnp.bfloat16)
         plgpu.commit_smem()
-        (ends,) = tile.products((stage.T, s["lanes"]))
+        (ends,) = tile.products((side.of(s, "stage").T, s["lanes"].at[keys.anew(0)]))
         side.outs[3][head, i] = of_rank(BLOCK - 1, ends)
-        since, low = tile.products((s["since"], parts[0]), (s["since"], parts[1]))
+        since, low = tile.products(*((s["triangles"].at[keys.anew(0)], part) for part in parts))
         since += low
         said = (_theta(side, i) * since).sum(1)
         of_theta[i] += tile.over_columns(tile.load(gates.at[RATE], ROWS), BLOCK) * since
@@ -316,7 +316,7 @@ def _back(s, side: Side, gates, head, rank: int, i: int, places: list, bars: lis
     of_keys[2 * i + 1] += hi
     parts[0][...], parts[1][...] = lo.astype(jnp.bfloat16), hi.astype(jnp.bfloat16)
     plgpu.commit_smem()
-    (biases,) = tile.products((stage.T, s["lanes"]))
+    (biases,) = tile.products((side.of(s, "stage").T, s["lanes"].at[keys.anew(0)]))
     for r in range(rank):
         side.outs[2][head, r, i] = of_rank(r, biases)
     return (of_keys, of_theta), said
@@ -340,6 +340,8 @@ def _queries(s, side: Side, slot, head, rank: int, refs: tuple, totals: tuple) -
     for i, *places in keys.blocks(k.shape[1]):
         bars = []
         for at in places:
+            q, k, dscores = side.of(s, "key"), side.of(s, "key", other=True), side.of(s, "dscores")
+            dy, state = (s[name].at[keys.anew(slot)] for name in ("dy", "states"))
             bar, before = tile.products((dscores, k.at[:, at]), (dy, state.at[at].T))
             before *= since
             read += (before * tile.load(q.at[:, at])).sum(1)
@@ -393,6 +395,8 @@ def _keys(s, side: Side, slot, head, rank: int, refs: tuple, totals: tuple) -> t
     for i, *places in keys.blocks(k.shape[1]):
         bars = []
         for at in places:
+            q, dscores = side.of(s, "key", other=True), side.of(s, "dscores")
+            x_tile, costate = (s[name].at[keys.anew(slot)] for name in ("x", "costates"))
             bar, written = tile.products((dscores, q.at[:, at]), (x_tile, costate.at[at].T))
             bars.append(bar + weight * written)
         totals, more = _back(s, side, gates, head, rank, i, places, bars, totals)

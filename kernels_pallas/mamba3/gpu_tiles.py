@@ -78,7 +78,7 @@ def bias(ref, at):
 
 def anew(index):
     """The index, of which the compiler does not see that it is the same in every chunk: addresses take registers."""
-    return jax.lax.optimization_barrier(index)
+    return jax.lax.optimization_barrier(jnp.int32(index))
 
 
 def chains(*chains: list) -> tuple:
@@ -140,7 +140,8 @@ def launch(
 ):  # fmt: skip
     """Runs kernel(refs, s, thread) on `computing` warpgroups, and one more that fetches.
 
-    rings: by name, (stages, number of copies, copies(refs, s, step, slot)). once: how many copies are made first, and which, of (refs, s).
+    rings: by name, (stages, number of copies, copies(refs, s, step, slot)). once: (their number, copies(refs, s)) of
+    those that are made first.
     The kernel waits for "NAME arrived" of a stage and arrives at "NAME used", and waits for "ready" of the first ones.
     """
     scratch = dict(scratch)
