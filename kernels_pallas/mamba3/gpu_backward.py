@@ -198,23 +198,60 @@ def _scratch(p: int, n: int) -> dict:
 
 
 class Side(NamedTuple):
-    """What one of the two warpgroups works on, the first on q and C, the second on k and B."""
+    """What one of the two warpgroups works on: the first on q and C, the second on k and B.
 
+    Tiles of shared memory are asked for anew where they are used: their addresses and descriptors take registers.
+    """
+
+    s: dict
     thread: object
-    bias_ref: object
     chunk: object
+    rank: int
+    bias_ref: object
     theta_ref: object  # by chunks
     starts_ref: object  # by chunks and heads
     outs: tuple  # refs of the cotangents of B or C, and of theta; by heads, of its bias, and of the angle before
+    slot: object = None  # of the rings
+    head: object = None
 
     @property
     def planes(self) -> int:
         return self.theta_ref.shape[-1]
 
-    def of(self, s: dict, name: str, other: bool = False):
-        """Its tile of shared memory, or the other warpgroup's."""
-        thread = keys.anew(self.thread)
-        return s[name].at[1 - thread if other else thread]
+    def mine(self, name: str):
+        return self.s[name].at[keys.anew(self.thread)]
+
+    def other(self, name: str):
+        return self.s[name].at[1 - keys.anew(self.thread)]
+
+    def now(self, name: str):
+        return self.s[name].at[keys.anew(self.slot)]
+
+    def constant(self, name: str, index: int = 0):
+        return self.s[name].at[keys.anew(index)]
+
+    def parts(self) -> tuple:
+        """Two tiles that are free."""
+        stage = self.mine("stage")
+        return stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
+
+    def theta(self, i: int):
+        """Of a block of planes."""
+        return tile.load(self.theta_ref.at[keys.anew(self.chunk), :, _planes(i)], shared=False)
+
+    def turn(self, i: int) -> tuple:
+        """(cos, sin) of a block of planes."""
+        start = tile.load(self.starts_ref.at[self.chunk, self.head, _planes(i)], COLUMNS, shared=False)
+        rate, ones = self.now("gates").at[RATE], self.constant("triangles", 1)
+        return keys.turn(self.theta(i), start, rate, ones, self.parts())
+
+    def totals(self):
+        """Of every column of its stage by columns: over the lanes of each rank, and over those before any reset."""
+        return tile.products((self.mine("stage").T, self.constant("lanes")))[0]
+
+
+def _planes(i: int):
+    return pl.ds(i * BLOCK, BLOCK)
 
 
 def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: dict, thread) -> None:
@@ -224,9 +261,9 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
     b, _, chunk, rows, group = place(0)
     block = jax.lax.axis_index("block")
     split = jax.lax.rem(block, splits)
-    common = chunk, theta_ref.at[b], starts_ref.at[b]
 
-    def all_heads(visit, side):
+    def all_heads(visit, bias_ref, outs):
+        side = Side(s, thread, chunk, rank, bias_ref, theta_ref.at[b], starts_ref.at[b], outs)
         zero = plgpu.layout_cast(jnp.zeros((Q, BLOCK), jnp.float32), WGMMA)
         totals = [zero] * (s["raw"].shape[-1] // BLOCK), [zero] * (side.planes // BLOCK)
 
@@ -234,172 +271,147 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
             slot, (_, head, _, _, _) = jax.lax.rem(i, STAGES), place(i)
             plgpu.barrier_wait(s["heads arrived"].at[slot])
             refs = D_ref.at[head], dx_ref.at[b, rows, head], sums_ref.at[b, head, chunk]
-            totals = visit(s, side, slot, head, rank, refs, totals)
+            totals = visit(side._replace(slot=slot, head=head), refs, totals)
             plgpu.barrier_arrive(s["heads used"].at[slot])
             tile.meet(s["over"])
             return totals
 
         of_keys, of_theta = jax.lax.fori_loop(0, steps, step, totals)
         for i, lo, hi in keys.blocks(s["raw"].shape[-1]):
-            side.outs[0][:, lo], side.outs[0][:, hi] = of_keys[2 * i], of_keys[2 * i + 1]
+            outs[0][:, lo], outs[0][:, hi] = of_keys[2 * i], of_keys[2 * i + 1]
             if i < len(of_theta):
-                side.outs[1][:, _planes(i)] = of_theta[i]
+                outs[1][:, _planes(i)] = of_theta[i]
 
     plgpu.barrier_wait(s["ready"])
 
     @pl.when(thread == 0)
     def _():
         outs = dC_ref.at[b, split, rows, group], theta_q.at[b, block, rows]
-        outs += of_C_bias.at[b, :, chunk], ends_q.at[b, :, chunk]
-        all_heads(_queries, Side(thread, C_bias, *common, outs))
+        all_heads(_queries, C_bias, (*outs, of_C_bias.at[b, :, chunk], ends_q.at[b, :, chunk]))
 
     @pl.when(thread == 1)
     def _():
         outs = dB_ref.at[b, split, rows, group], theta_k.at[b, block, rows]
-        outs += of_B_bias.at[b, :, chunk], ends_k.at[b, :, chunk]
-        all_heads(_keys, Side(thread, B_bias, *common, outs))
+        all_heads(_keys, B_bias, (*outs, of_B_bias.at[b, :, chunk], ends_k.at[b, :, chunk]))
         plgpu.wait_smem_to_gmem(0)
 
 
-def _turn(s, side: Side, gates, head, i: int) -> tuple:
-    """(cos, sin) of a block of planes."""
-    stage, start = (
-        side.of(s, "stage"),
-        tile.load(side.starts_ref.at[side.chunk, head, _planes(i)], COLUMNS, shared=False),
-    )
-    parts = stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
-    return keys.turn(_theta(side, i), start, gates.at[RATE], s["triangles"].at[keys.anew(1)], parts)
-
-
-def _theta(side: Side, i: int):
-    return tile.load(side.theta_ref.at[keys.anew(side.chunk), :, _planes(i)], shared=False)
-
-
-def _planes(i: int):
-    return pl.ds(i * BLOCK, BLOCK)
-
-
-def _make(s, side: Side, gates, head) -> None:
+def _make(side: Side) -> None:
     """Its key of a head; both are made when it returns."""
-    raw, target = side.of(s, "raw"), side.of(s, "key")
-    for i, lo, hi in keys.blocks(target.shape[1]):
-        turned = _turn(s, side, gates, head, i) if i < side.planes // BLOCK else None
-        places = (lo, hi), (target.at[:, lo], target.at[:, hi])
-        keys.key(raw, side.bias_ref.at[head], *places, turned)
+    for i, *places in keys.blocks(side.s["raw"].shape[-1]):
+        turned, key = side.turn(i) if i < side.planes // BLOCK else None, side.mine("key")
+        targets = tuple(key.at[:, at] for at in places)
+        keys.key(side.mine("raw"), side.bias_ref.at[side.head], tuple(places), targets, turned)
     plgpu.commit_smem()
-    tile.meet(s["made"])
+    tile.meet(side.s["made"])
 
 
-def _back(s, side: Side, gates, head, rank: int, i: int, places: list, bars: list, totals: tuple):
+def _back(side: Side, i: int, places: list, bars: list, totals: tuple) -> tuple:
     """Turns the cotangents of a block of a key back, into the totals; (totals, what its angles say to their rate)."""
-    head = keys.anew(head)
-    (of_keys, of_theta), stage, key, (lo, hi) = totals, side.of(s, "stage"), side.of(s, "key"), bars
-    of_keys, of_theta, said = list(of_keys), list(of_theta), 0.0
-    parts = stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
+    side = side._replace(head=keys.anew(side.head))
+    (of_keys, of_theta), (lo, hi), said = map(list, totals), bars, 0.0
     of_rank = lambda r, x: jnp.where(keys.column_numbers() == r, x, 0).sum(1)  # noqa: E731
     if i < side.planes // BLOCK:
-        a, b = (tile.load(key.at[:, at]) for at in places)
-        bar = hi * a - lo * b
-        high = jax.lax.optimization_barrier(bar.astype(jnp.bfloat16))
-        parts[0][...] = high
-        parts[1][...] = (bar - high.astype(jnp.float32)).astype(jnp.bfloat16)
-        plgpu.commit_smem()
-        (ends,) = tile.products((side.of(s, "stage").T, s["lanes"].at[keys.anew(0)]))
-        side.outs[3][head, i] = of_rank(BLOCK - 1, ends)
-        since, low = tile.products(*((s["triangles"].at[keys.anew(0)], part) for part in parts))
+        a, b = (tile.load(side.mine("key").at[:, at]) for at in places)
+        keys.split(hi * a - lo * b, side.parts())
+        side.outs[3][side.head, i] = of_rank(BLOCK - 1, side.totals())
+        since, low = tile.products(*((side.constant("triangles"), part) for part in side.parts()))
         since += low
-        said = (_theta(side, i) * since).sum(1)
-        of_theta[i] += tile.over_columns(tile.load(gates.at[RATE], ROWS), BLOCK) * since
-        cos, sin = _turn(s, side, gates, head, i)
+        said = (side.theta(i) * since).sum(1)
+        of_theta[i] += tile.over_columns(tile.load(side.now("gates").at[RATE], ROWS), BLOCK) * since
+        cos, sin = side.turn(i)
         lo, hi = lo * cos + hi * sin, hi * cos - lo * sin
     of_keys[2 * i] += lo
     of_keys[2 * i + 1] += hi
-    parts[0][...], parts[1][...] = lo.astype(jnp.bfloat16), hi.astype(jnp.bfloat16)
+    for part, bar in zip(side.parts(), (lo, hi), strict=True):
+        part[...] = bar.astype(jnp.bfloat16)
     plgpu.commit_smem()
-    (biases,) = tile.products((side.of(s, "stage").T, s["lanes"].at[keys.anew(0)]))
-    for r in range(rank):
-        side.outs[2][head, r, i] = of_rank(r, biases)
+    biases = side.totals()
+    for r in range(side.rank):
+        side.outs[2][side.head, r, i] = of_rank(r, biases)
     return (of_keys, of_theta), said
 
 
-def _queries(s, side: Side, slot, head, rank: int, refs: tuple, totals: tuple) -> tuple:
+def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
     """A head's part in the cotangents of C and, of q's angles, of theta."""
-    (*_, sums_ref), gates = refs, s["gates"].at[slot]
-    _make(s, side, gates, head)
-    x, dy, state, costate = (s[name].at[slot] for name in ("x", "dy", "states", "costates"))
-    q, k, dscores, sums = side.of(s, "key"), side.of(s, "key", other=True), side.of(s, "dscores"), gates.at[SUMS]
-    read = 0.0
+    (*_, sums_ref), gates = refs, side.now("gates")
+    _make(side)
+    read = said = through = 0.0
     for block in keys.columns(Q):
-        scores, bar = tile.products((q, k.at[block].T), (dy, x.at[block].T))
-        left, same = keys.pairs(gates, rank, block)
+        of_scores = side.mine("key"), side.other("key").at[block].T
+        scores, bar = tile.products(of_scores, (side.now("dy"), side.now("x").at[block].T))
+        left, same = keys.pairs(gates, side.rank, block)
         later, bar = keys.later(gates, block), bar * left
         read += jnp.where(same, 0, scores * bar * later).sum(1)
-        dscores[:, block] = (bar * jnp.where(same, keys.own(gates), later)).astype(jnp.bfloat16)
+        side.mine("dscores")[:, block] = (bar * jnp.where(same, keys.own(gates), later)).astype(jnp.bfloat16)
     plgpu.commit_smem()
-    since, said = tile.over_columns(tile.to_here(sums), BLOCK), 0.0
-    for i, *places in keys.blocks(k.shape[1]):
+    since = tile.over_columns(tile.to_here(gates.at[SUMS]), BLOCK)
+    for i, *places in keys.blocks(side.s["key"].shape[-1]):
         bars = []
         for at in places:
-            q, k, dscores = side.of(s, "key"), side.of(s, "key", other=True), side.of(s, "dscores")
-            dy, state = (s[name].at[keys.anew(slot)] for name in ("dy", "states"))
-            bar, before = tile.products((dscores, k.at[:, at]), (dy, state.at[at].T))
+            from_state = side.now("dy"), side.now("states").at[at].T
+            bar, before = tile.products((side.mine("dscores"), side.other("key").at[:, at]), from_state)
             before *= since
-            read += (before * tile.load(q.at[:, at])).sum(1)
+            read += (before * tile.load(side.mine("key").at[:, at])).sum(1)
             bars.append(bar + before)
-        totals, more = _back(s, side, gates, head, rank, i, places, bars, totals)
+        totals, more = _back(side, i, places, bars, totals)
         said += more
-    through = 0.0
-    for at in range(0, state.shape[0], Q):
-        for block in keys.columns(state.shape[1]):
-            a, b = (tile.load(v.at[pl.ds(at, Q), block]) for v in (state, costate))
-            through += (a * b).sum(1)
     sums_ref[READ], sums_ref[TURNED_Q] = read, said
-    sums_ref[THROUGH] = through * tile.through(sums, Q)
+    for at in range(0, side.s["states"].shape[1], Q):
+        for block in keys.columns(side.s["states"].shape[2]):
+            a, b = (tile.load(side.now(name).at[pl.ds(at, Q), block]) for name in ("states", "costates"))
+            through += (a * b).sum(1)
+    sums_ref[THROUGH] = through * tile.through(gates.at[SUMS], Q)
     return totals
 
 
-def _keys(s, side: Side, slot, head, rank: int, refs: tuple, totals: tuple) -> tuple:
+def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
     """A head's part in the cotangents of B and, of k's angles, of theta; and its dx. Rows are read by columns here."""
-    (D_ref, dx_ref, sums_ref), gates = refs, s["gates"].at[slot]
-    _make(s, side, gates, head)
-    x_tile, dy_tile, costate = (s[name].at[slot] for name in ("x", "dy", "costates"))
-    k, q, dscores, sums = side.of(s, "key"), side.of(s, "key", other=True), side.of(s, "dscores"), gates.at[SUMS]
-    last = keys.anew(side.thread) - 1
-    within, out = s["within"].at[last], s.get("out", s["within"]).at[last]
-    inside = owned = 0.0
+    sums_ref, gates = refs[2], side.now("gates")
+    _make(side)
+    inside = owned = said = 0.0
+    within = side.s["within"].at[keys.anew(0)]
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     for block in keys.columns(Q):
-        scores, bar = tile.products((k, q.at[block].T), (x_tile, dy_tile.at[block].T))
-        left, same = keys.pairs(gates, rank, block, transposed=True)
+        of_scores = side.mine("key"), side.other("key").at[block].T
+        scores, bar = tile.products(of_scores, (side.now("x"), side.now("dy").at[block].T))
+        left, same = keys.pairs(gates, side.rank, block, transposed=True)
         both = scores * bar * left
         inside, owned = inside + jnp.where(same, 0, both).sum(1), owned + jnp.where(same, both, 0).sum(1)
         left *= jnp.where(same, keys.own(gates), keys.later(gates))
         within[:, block] = (scores * left).astype(jnp.bfloat16)
-        dscores[:, block] = (bar * left).astype(jnp.bfloat16)
+        side.mine("dscores")[:, block] = (bar * left).astype(jnp.bfloat16)
     sums_ref[INSIDE], sums_ref[OWNED] = inside, owned
     plgpu.commit_smem()
-    to_end, later, dx, said, skipped = tile.to_end(sums), tile.load(gates.at[STRICT], ROWS), [], 0.0, 0.0
-    for block in keys.columns(x_tile.shape[1]):
-        inside, beyond = tile.products((within, dy_tile.at[:, block]), (k, costate.at[:, block]))
-        beyond *= tile.over_columns(to_end, BLOCK)
-        x, dy = tile.load(x_tile.at[:, block]), tile.load(dy_tile.at[:, block])
-        said, skipped = said + (x * beyond).sum(1), skipped + (x * dy).sum(1)
-        skip = tile.over_rows(tile.load(D_ref.at[block], COLUMNS, shared=False), Q)
-        dx.append(inside + tile.over_columns(later, BLOCK) * beyond + skip * dy)
-    sums_ref[BEYOND], sums_ref[SKIPPED] = said, skipped
-    for block, value in zip(keys.columns(x_tile.shape[1]), dx, strict=True):
-        out[:, block] = value.astype(jnp.bfloat16)
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(out, dx_ref)
-    weight, said = tile.over_columns(to_end * later, BLOCK), 0.0
-    for i, *places in keys.blocks(k.shape[1]):
+    _inputs(side, refs)
+    leaves = tile.to_end(gates.at[SUMS]) * tile.load(gates.at[STRICT], ROWS)
+    for i, *places in keys.blocks(side.s["key"].shape[-1]):
         bars = []
         for at in places:
-            q, dscores = side.of(s, "key", other=True), side.of(s, "dscores")
-            x_tile, costate = (s[name].at[keys.anew(slot)] for name in ("x", "costates"))
-            bar, written = tile.products((dscores, q.at[:, at]), (x_tile, costate.at[at].T))
-            bars.append(bar + weight * written)
-        totals, more = _back(s, side, gates, head, rank, i, places, bars, totals)
+            from_state = side.now("x"), side.now("costates").at[at].T
+            bar, written = tile.products((side.mine("dscores"), side.other("key").at[:, at]), from_state)
+            bars.append(bar + tile.over_columns(leaves, BLOCK) * written)
+        totals, more = _back(side, i, places, bars, totals)
         said += more
     sums_ref[TURNED_K] = said
     return totals
+
+
+def _inputs(side: Side, refs: tuple) -> None:
+    """A head's dx, with what its lanes are read by in "within"."""
+    (D_ref, dx_ref, sums_ref), gates, width = refs, side.now("gates"), side.s["x"].shape[-1]
+    to_end, later, dx, said, skipped = tile.to_end(gates.at[SUMS]), keys.later(gates), [], 0.0, 0.0
+    for block in keys.columns(width):
+        from_end = side.mine("key"), side.now("costates").at[:, block]
+        inside, beyond = tile.products((side.constant("within"), side.now("dy").at[:, block]), from_end)
+        beyond *= tile.over_columns(to_end, BLOCK)
+        x, dy = (tile.load(side.now(name).at[:, block]) for name in ("x", "dy"))
+        said, skipped = said + (x * beyond).sum(1), skipped + (x * dy).sum(1)
+        skip = tile.over_rows(tile.load(D_ref.at[block], COLUMNS, shared=False), Q)
+        dx.append(inside + later * beyond + skip * dy)
+    sums_ref[BEYOND], sums_ref[SKIPPED] = said, skipped
+    out = side.constant("out" if "out" in side.s else "within")
+    for block, value in zip(keys.columns(width), dx, strict=True):
+        out[:, block] = value.astype(jnp.bfloat16)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(out, dx_ref)

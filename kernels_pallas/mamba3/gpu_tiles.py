@@ -47,16 +47,19 @@ def turn(theta, start, rate, ones, parts: tuple) -> tuple:
     parts: two tiles of shared memory that are free.
     """
     each = tile.over_columns(tile.load(rate, ROWS), BLOCK) * theta
-    each -= jnp.round(each)
-    # rounded beyond any simplification
-    high = jax.lax.optimization_barrier(each.astype(jnp.bfloat16))
-    parts[0][...] = high
-    parts[1][...] = (each - high.astype(jnp.float32)).astype(jnp.bfloat16)
-    plgpu.commit_smem()
+    split(each - jnp.round(each), parts)
     high, low = tile.products((ones, parts[0]), (ones, parts[1]))
     total = high + low + tile.over_rows(start, Q)
     total = (total - jnp.round(total)) * np.float32(2 * np.pi)
     return jnp.cos(total), jnp.sin(total)
+
+
+def split(x, parts: tuple) -> None:
+    """x as the sum of two bfloat16."""
+    high = jax.lax.optimization_barrier(x.astype(jnp.bfloat16))  # rounded beyond any simplification
+    parts[0][...] = high
+    parts[1][...] = (x - high.astype(jnp.float32)).astype(jnp.bfloat16)
+    plgpu.commit_smem()
 
 
 def key(raw, bias_ref, places: tuple, targets: tuple, turned: tuple | None) -> None:
@@ -105,7 +108,8 @@ def pairs(gates, rank: int, block, transposed: bool = False) -> tuple:
     # the barrier keeps the mask from being made once and for all: it would take a register a number
     rows = jax.lax.optimization_barrier(plgpu.broadcasted_iota(jnp.int32, (Q,), 0, layout=ROWS))
     rows = tile.over_columns(rows, width)
-    columns = plgpu.broadcasted_iota(jnp.int32, (Q, width), 1, layout=WGMMA) + block.start
+    columns = jax.lax.optimization_barrier(plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=COLUMNS))
+    columns = tile.over_rows(columns, Q) + block.start
     i, j, exponent = (columns, rows, at_columns - at_rows) if transposed else (rows, columns, at_rows - at_columns)
     left = jnp.exp2(jnp.where((i | (rank - 1)) >= j, exponent, -jnp.inf))
     return left, (rows | (rank - 1)) == (columns | (rank - 1))
