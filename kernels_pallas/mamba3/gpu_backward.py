@@ -349,11 +349,10 @@ def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
     for i, *places in keys.blocks(side.s["key"].shape[-1]):
         bars = []
         for at in places:
-            from_state = side.now("dy"), side.now("states").at[at].T
-            bar, before = tile.products((side.mine("dscores"), side.other("key").at[:, at]), from_state)
-            before *= since
-            read += (before * tile.load(side.mine("key").at[:, at])).sum(1)
-            bars.append(bar + before)
+            (bar,) = tile.products((side.now("dy"), side.now("states").at[at].T))
+            bar *= since
+            read += (bar * tile.load(side.mine("key").at[:, at])).sum(1)
+            bars += tile.accumulate((bar, side.mine("dscores"), side.other("key").at[:, at]))
         totals, more = _back(side, i, places, bars, totals)
         said += more
     sums_ref[READ], sums_ref[TURNED_Q] = read, said
@@ -388,9 +387,9 @@ def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
     for i, *places in keys.blocks(side.s["key"].shape[-1]):
         bars = []
         for at in places:
-            from_state = side.now("x"), side.now("costates").at[at].T
-            bar, written = tile.products((side.mine("dscores"), side.other("key").at[:, at]), from_state)
-            bars.append(bar + tile.over_columns(leaves, BLOCK) * written)
+            (bar,) = tile.products((side.now("x"), side.now("costates").at[at].T))
+            bar *= tile.over_columns(leaves, BLOCK)
+            bars += tile.accumulate((bar, side.mine("dscores"), side.other("key").at[:, at]))
         totals, more = _back(side, i, places, bars, totals)
         said += more
     sums_ref[TURNED_K] = said
@@ -402,16 +401,17 @@ def _inputs(side: Side, refs: tuple) -> None:
     (D_ref, dx_ref, sums_ref), gates, width = refs, side.now("gates"), side.s["x"].shape[-1]
     to_end, later, dx, said, skipped = tile.to_end(gates.at[SUMS]), keys.later(gates), [], 0.0, 0.0
     for block in keys.columns(width):
-        from_end = side.mine("key"), side.now("costates").at[:, block]
-        inside, beyond = tile.products((side.constant("within"), side.now("dy").at[:, block]), from_end)
-        beyond *= tile.over_columns(to_end, BLOCK)
+        (bar,) = tile.products((side.mine("key"), side.now("costates").at[:, block]))
+        bar *= tile.over_columns(to_end, BLOCK)
+        said += (tile.load(side.now("x").at[:, block]) * bar).sum(1)
+        (bar,) = tile.accumulate((later * bar, side.constant("within"), side.now("dy").at[:, block]))
         x, dy = (tile.load(side.now(name).at[:, block]) for name in ("x", "dy"))
-        said, skipped = said + (x * beyond).sum(1), skipped + (x * dy).sum(1)
-        skip = tile.over_rows(tile.load(D_ref.at[block], COLUMNS, shared=False), Q)
-        dx.append(inside + later * beyond + skip * dy)
+        skipped += (x * dy).sum(1)
+        bar += tile.over_rows(tile.load(D_ref.at[block], COLUMNS, shared=False), Q) * dy
+        dx.append(bar.astype(jnp.bfloat16))
     sums_ref[BEYOND], sums_ref[SKIPPED] = said, skipped
     out = side.constant("out" if "out" in side.s else "within")
     for block, value in zip(keys.columns(width), dx, strict=True):
-        out[:, block] = value.astype(jnp.bfloat16)
+        out[:, block] = value
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(out, dx_ref)
