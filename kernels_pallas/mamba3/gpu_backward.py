@@ -154,12 +154,15 @@ def gradients(
         return jax.lax.axis_index("batch"), block * steps + step, chunk, pl.ds(chunk * Q, Q), jax.lax.div(block, splits)
 
     def copies(refs, s, step, slot):
-        (b, head, chunk, rows, _), (dy_ref, states_ref, costates_ref) = place(step), refs[9:12]
+        b, head, chunk, rows, _ = place(step)
         yield refs[1].at[b, head, chunk], s["gates"].at[slot]
         yield refs[0].at[b, rows, head], s["x"].at[slot]
-        yield dy_ref.at[b, rows, head], s["dy"].at[slot]
-        yield states_ref.at[b, head, chunk], s["states"].at[slot]
-        yield costates_ref.at[b, head, chunk], s["costates"].at[slot]
+        yield refs[9].at[b, rows, head], s["dy"].at[slot]
+
+    def of_states(refs, s, step, slot):
+        b, head, chunk, _, _ = place(step)
+        yield refs[10].at[b, head, chunk], s["states"].at[slot]
+        yield refs[11].at[b, head, chunk], s["costates"].at[slot]
 
     def once(refs, s):
         b, _, chunk, rows, group = place(0)
@@ -178,16 +181,16 @@ def gradients(
     kernel = partial(_chunk, place, steps, splits, rank)
     theta = theta.reshape(batch, chunks, Q, planes)
     arrays = x, gates, B, C, theta, starts, B_bias, C_bias, D, dy, states, costates, since, lanes, keys.triangle()
-    return keys.launch(
-        kernel, {"heads": (STAGES, 5, copies)}, (5, once), arrays, out_type, _scratch(p, n), grid, 2, steps
-    )
+    rings = {"heads": (STAGES, 3, copies), "states": (1, 2, of_states)}
+    return keys.launch(kernel, rings, (5, once), arrays, out_type, _scratch(p, n), grid, 2, steps)
 
 
 def _scratch(p: int, n: int) -> dict:
-    return ({} if p == Q else {"out": matrix(Q, p, 1)}) | {
+    apart = ({} if p == Q else {"out": matrix(Q, p, 1)}) | ({} if n == Q else {"rest": keys.exact(2, 2)})
+    return apart | {
         **{name: matrix(Q, n, 2) for name in ("raw", "key")},  # of q, and of k
         **{name: matrix(Q, p, STAGES) for name in ("x", "dy")},
-        **{name: matrix(n, p, STAGES) for name in ("states", "costates")},
+        **{name: matrix(n, p, 1) for name in ("states", "costates")},
         **{name: matrix(Q, Q, 2) for name in ("dscores", "stage")},
         "triangles": matrix(Q, Q, 2),  # which angles a lane's is part of, and which are part of it
         "within": matrix(Q, Q, 1),
@@ -265,7 +268,9 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
     def all_heads(visit, bias_ref, outs):
         side = Side(s, thread, chunk, rank, bias_ref, theta_ref.at[b], starts_ref.at[b], outs)
         zero = plgpu.layout_cast(jnp.zeros((Q, BLOCK), jnp.float32), WGMMA)
-        totals = [zero] * (s["raw"].shape[-1] // BLOCK), [zero] * (side.planes // BLOCK)
+        totals = [zero, zero], [zero] * (side.planes // BLOCK)
+        for j in range(2 * ("rest" in s)):
+            side.mine("rest")[j] = zero
 
         def step(i, totals):
             slot, (_, head, _, _, _) = jax.lax.rem(i, STAGES), place(i)
@@ -273,12 +278,14 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
             refs = D_ref.at[head], dx_ref.at[b, rows, head], sums_ref.at[b, head, chunk]
             totals = visit(side._replace(slot=slot, head=head), refs, totals)
             plgpu.barrier_arrive(s["heads used"].at[slot])
+            plgpu.barrier_arrive(s["states used"].at[0])
             tile.meet(s["over"])
             return totals
 
         of_keys, of_theta = jax.lax.fori_loop(0, steps, step, totals)
-        for i, lo, hi in keys.blocks(s["raw"].shape[-1]):
-            outs[0][:, lo], outs[0][:, hi] = of_keys[2 * i], of_keys[2 * i + 1]
+        for i, *places in keys.blocks(s["raw"].shape[-1]):
+            for j, at in enumerate(places):
+                outs[0][:, at] = tile.load(side.mine("rest").at[j]) if i else of_keys[j]
             if i < len(of_theta):
                 outs[1][:, _planes(i)] = of_theta[i]
 
@@ -321,10 +328,12 @@ def _back(side: Side, i: int, places: list, bars: list, totals: tuple) -> tuple:
         of_theta[i] += tile.over_columns(tile.load(side.now("gates").at[RATE], ROWS), BLOCK) * since
         cos, sin = side.turn(i)
         lo, hi = lo * cos + hi * sin, hi * cos - lo * sin
-    of_keys[2 * i] += lo
-    of_keys[2 * i + 1] += hi
-    for part, bar in zip(side.parts(), (lo, hi), strict=True):
+    for j, (part, bar) in enumerate(zip(side.parts(), (lo, hi), strict=True)):
         part[...] = bar.astype(jnp.bfloat16)
+        if i:
+            side.mine("rest")[j] = tile.load(side.mine("rest").at[j]) + bar
+        else:
+            of_keys[j] += bar
     plgpu.commit_smem()
     biases = side.totals()
     for r in range(side.rank):
@@ -345,11 +354,12 @@ def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
         read += jnp.where(same, 0, scores * bar * later).sum(1)
         side.mine("dscores")[:, block] = (bar * jnp.where(same, keys.own(gates), later)).astype(jnp.bfloat16)
     plgpu.commit_smem()
+    plgpu.barrier_wait(side.s["states arrived"].at[0])
     since = tile.over_columns(tile.to_here(gates.at[SUMS]), BLOCK)
     for i, *places in keys.blocks(side.s["key"].shape[-1]):
         bars = []
         for at in places:
-            (bar,) = tile.products((side.now("dy"), side.now("states").at[at].T))
+            (bar,) = tile.products((side.now("dy"), side.constant("states").at[at].T))
             bar *= since
             read += (bar * tile.load(side.mine("key").at[:, at])).sum(1)
             bars += tile.accumulate((bar, side.mine("dscores"), side.other("key").at[:, at]))
@@ -358,7 +368,7 @@ def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
     sums_ref[READ], sums_ref[TURNED_Q] = read, said
     for at in range(0, side.s["states"].shape[1], Q):
         for block in keys.columns(side.s["states"].shape[2]):
-            a, b = (tile.load(side.now(name).at[pl.ds(at, Q), block]) for name in ("states", "costates"))
+            a, b = (tile.load(side.constant(name).at[pl.ds(at, Q), block]) for name in ("states", "costates"))
             through += (a * b).sum(1)
     sums_ref[THROUGH] = through * tile.through(gates.at[SUMS], Q)
     return totals
@@ -382,12 +392,13 @@ def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
         side.mine("dscores")[:, block] = (bar * left).astype(jnp.bfloat16)
     sums_ref[INSIDE], sums_ref[OWNED] = inside, owned
     plgpu.commit_smem()
+    plgpu.barrier_wait(side.s["states arrived"].at[0])
     _inputs(side, refs)
     leaves = tile.to_end(gates.at[SUMS]) * tile.load(gates.at[STRICT], ROWS)
     for i, *places in keys.blocks(side.s["key"].shape[-1]):
         bars = []
         for at in places:
-            (bar,) = tile.products((side.now("x"), side.now("costates").at[at].T))
+            (bar,) = tile.products((side.now("x"), side.constant("costates").at[at].T))
             bar *= tile.over_columns(leaves, BLOCK)
             bars += tile.accumulate((bar, side.mine("dscores"), side.other("key").at[:, at]))
         totals, more = _back(side, i, places, bars, totals)
@@ -401,7 +412,7 @@ def _inputs(side: Side, refs: tuple) -> None:
     (D_ref, dx_ref, sums_ref), gates, width = refs, side.now("gates"), side.s["x"].shape[-1]
     to_end, later, dx, said, skipped = tile.to_end(gates.at[SUMS]), keys.later(gates), [], 0.0, 0.0
     for block in keys.columns(width):
-        (bar,) = tile.products((side.mine("key"), side.now("costates").at[:, block]))
+        (bar,) = tile.products((side.mine("key"), side.constant("costates").at[:, block]))
         bar *= tile.over_columns(to_end, BLOCK)
         said += (tile.load(side.now("x").at[:, block]) * bar).sum(1)
         (bar,) = tile.accumulate((later * bar, side.constant("within"), side.now("dy").at[:, block]))

@@ -94,7 +94,7 @@ def _scratch(p: int, n: int, planes: int, together: int, gated: bool) -> dict:
         "k": matrix(Q, n, together),
         "q": [matrix(Q, Q, together) for _ in range(n // Q)],
         **{name: matrix(Q, p, STAGES, together) for name in ("x", "z")[: 1 + gated]},
-        "theta": keys.angles(planes, 1),
+        "theta": keys.exact(1, width=planes),
         "gates": tile.vectors(STAGES, together, GATES),
         "ones": matrix(Q, Q),
         "state": matrix(n, p, together),

@@ -24,10 +24,10 @@ GATES = 4
 matrix = partial(tile.matrix, BLOCK)
 
 
-def angles(planes: int, stages: int):
-    """Theta of a chunk in shared memory, by planes; of none where none turns."""
+def exact(*count: int, width: int = BLOCK):
+    """float32 tiles of whole blocks of planes in shared memory."""
     transforms = plgpu.TilingTransform((8, BLOCK)), plgpu.SwizzleTransform(4 * BLOCK)
-    return plgpu.SMEM((stages, Q, max(planes, BLOCK)), jnp.float32, transforms=transforms)
+    return plgpu.SMEM((*count, Q, width), jnp.float32, transforms=transforms)
 
 
 def triangle() -> np.ndarray:

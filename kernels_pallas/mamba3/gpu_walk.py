@@ -129,7 +129,7 @@ def walk(x, gates, B, theta, starts, bias, h, *, reverse: bool, keep: bool):
     scratch = {
         "B": matrix(Q, n, STAGES),
         "x": matrix(Q, p, STAGES, together),
-        "theta": keys.angles(theta.shape[2], STAGES),
+        "theta": keys.exact(STAGES, width=theta.shape[2]),
         "gates": tile.vectors(STAGES, together, GATES),
         "ones": matrix(Q, Q),
         "key": matrix(Q, n, together),
