@@ -158,6 +158,11 @@ def gradients(
         yield refs[1].at[b, head, chunk], s["gates"].at[slot]
         yield refs[0].at[b, rows, head], s["x"].at[slot]
         yield refs[9].at[b, rows, head], s["dy"].at[slot]
+        yield refs[5].at[b, chunk, head], s["starts"].at[slot]
+        yield refs[8].at[head], s["D"].at[slot]
+        if rank == 1:
+            yield refs[7].at[head], s["biases"].at[slot, 0]
+            yield refs[6].at[head], s["biases"].at[slot, 1]
 
     def of_states(refs, s, step, slot):
         b, head, chunk, _, _ = place(step)
@@ -181,12 +186,14 @@ def gradients(
     kernel = partial(_chunk, place, steps, splits, rank)
     theta = theta.reshape(batch, chunks, Q, planes)
     arrays = x, gates, B, C, theta, starts, B_bias, C_bias, D, dy, states, costates, since, lanes, keys.triangle()
-    rings = {"heads": (STAGES, 3, copies), "states": (1, 2, of_states)}
-    return keys.launch(kernel, rings, (5, once), arrays, out_type, _scratch(p, n), grid, 2, steps)
+    rings = {"heads": (STAGES, 5 + 2 * (rank == 1), copies), "states": (1, 2, of_states)}
+    return keys.launch(kernel, rings, (5, once), arrays, out_type, _scratch(p, n, planes, rank), grid, 2, steps)
 
 
-def _scratch(p: int, n: int) -> dict:
+def _scratch(p: int, n: int, planes: int, rank: int) -> dict:
     apart = ({} if p == Q else {"out": matrix(Q, p, 1)}) | ({} if n == Q else {"rest": keys.exact(2, 2)})
+    vectors = lambda *shape: plgpu.SMEM((STAGES, *shape), jnp.float32)  # noqa: E731
+    apart |= {"biases": vectors(2, 1, n)} if rank == 1 else {}
     return apart | {
         **{name: matrix(Q, n, 2) for name in ("raw", "key")},  # of q, and of k
         **{name: matrix(Q, p, STAGES) for name in ("x", "dy")},
@@ -195,7 +202,7 @@ def _scratch(p: int, n: int) -> dict:
         "triangles": matrix(Q, Q, 2),  # which angles a lane's is part of, and which are part of it
         "within": matrix(Q, Q, 1),
         "lanes": matrix(Q, BLOCK, 1),
-        "gates": tile.vectors(STAGES, GATES),
+        **{"gates": vectors(GATES, Q), "starts": vectors(planes), "D": vectors(p)},
         **{name: plgpu.Barrier(num_arrivals=2) for name in ("made", "over")},
     }
 
@@ -212,7 +219,6 @@ class Side(NamedTuple):
     rank: int
     bias_ref: object
     theta_ref: object  # by chunks
-    starts_ref: object  # by chunks and heads
     outs: tuple  # refs of the cotangents of B or C, and of theta; by heads, of its bias, and of the angle before
     slot: object = None  # of the rings
     head: object = None
@@ -244,7 +250,7 @@ class Side(NamedTuple):
 
     def turn(self, i: int) -> tuple:
         """(cos, sin) of a block of planes."""
-        start = tile.load(self.starts_ref.at[self.chunk, self.head, _planes(i)], COLUMNS, shared=False)
+        start = tile.load(self.now("starts").at[_planes(i)], COLUMNS)
         rate, ones = self.now("gates").at[RATE], self.constant("triangles", 1)
         return keys.turn(self.theta(i), start, rate, ones, self.parts())
 
@@ -259,14 +265,14 @@ def _planes(i: int):
 
 def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: dict, thread) -> None:
     """One chunk of all heads of a block: a warpgroup for q, and one for k and dx."""
-    theta_ref, starts_ref, B_bias, C_bias, D_ref = refs[4:9]
+    theta_ref, _, B_bias, C_bias = refs[4:8]
     dx_ref, dB_ref, dC_ref, theta_k, theta_q, sums_ref, of_B_bias, of_C_bias, ends_k, ends_q = refs[15:]
     b, _, chunk, rows, group = place(0)
     block = jax.lax.axis_index("block")
     split = jax.lax.rem(block, splits)
 
     def all_heads(visit, bias_ref, outs):
-        side = Side(s, thread, chunk, rank, bias_ref, theta_ref.at[b], starts_ref.at[b], outs)
+        side = Side(s, thread, chunk, rank, bias_ref, theta_ref.at[b], outs)
         zero = plgpu.layout_cast(jnp.zeros((Q, BLOCK), jnp.float32), WGMMA)
         totals = [zero, zero], [zero] * (side.planes // BLOCK)
         for j in range(2 * ("rest" in s)):
@@ -275,7 +281,7 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
         def step(i, totals):
             slot, (_, head, _, _, _) = jax.lax.rem(i, STAGES), place(i)
             plgpu.barrier_wait(s["heads arrived"].at[slot])
-            refs = D_ref.at[head], dx_ref.at[b, rows, head], sums_ref.at[b, head, chunk]
+            refs = dx_ref.at[b, rows, head], sums_ref.at[b, head, chunk]
             totals = visit(side._replace(slot=slot, head=head), refs, totals)
             plgpu.barrier_arrive(s["heads used"].at[slot])
             plgpu.barrier_arrive(s["states used"].at[0])
@@ -308,7 +314,8 @@ def _make(side: Side) -> None:
     for i, *places in keys.blocks(side.s["raw"].shape[-1]):
         turned, key = side.turn(i) if i < side.planes // BLOCK else None, side.mine("key")
         targets = tuple(key.at[:, at] for at in places)
-        keys.key(side.mine("raw"), side.bias_ref.at[side.head], tuple(places), targets, turned)
+        bias = side.now("biases").at[keys.anew(side.thread)] if side.rank == 1 else side.bias_ref.at[side.head]
+        keys.key(side.mine("raw"), bias, tuple(places), targets, turned)
     plgpu.commit_smem()
     tile.meet(side.s["made"])
 
@@ -343,7 +350,7 @@ def _back(side: Side, i: int, places: list, bars: list, totals: tuple) -> tuple:
 
 def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
     """A head's part in the cotangents of C and, of q's angles, of theta."""
-    (*_, sums_ref), gates = refs, side.now("gates")
+    sums_ref, gates = refs[1], side.now("gates")
     _make(side)
     read = said = through = 0.0
     for block in keys.columns(Q):
@@ -376,7 +383,7 @@ def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
 
 def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
     """A head's part in the cotangents of B and, of k's angles, of theta; and its dx. Rows are read by columns here."""
-    sums_ref, gates = refs[2], side.now("gates")
+    sums_ref, gates = refs[1], side.now("gates")
     _make(side)
     inside = owned = said = 0.0
     within = side.s["within"].at[keys.anew(0)]
@@ -409,7 +416,7 @@ def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
 
 def _inputs(side: Side, refs: tuple) -> None:
     """A head's dx, with what its lanes are read by in "within"."""
-    (D_ref, dx_ref, sums_ref), gates, width = refs, side.now("gates"), side.s["x"].shape[-1]
+    (dx_ref, sums_ref), gates, width = refs, side.now("gates"), side.s["x"].shape[-1]
     to_end, later, dx, said, skipped = tile.to_end(gates.at[SUMS]), keys.later(gates), [], 0.0, 0.0
     for block in keys.columns(width):
         (bar,) = tile.products((side.mine("key"), side.constant("costates").at[:, block]))
@@ -418,7 +425,7 @@ def _inputs(side: Side, refs: tuple) -> None:
         (bar,) = tile.accumulate((later * bar, side.constant("within"), side.now("dy").at[:, block]))
         x, dy = (tile.load(side.now(name).at[:, block]) for name in ("x", "dy"))
         skipped += (x * dy).sum(1)
-        bar += tile.over_rows(tile.load(D_ref.at[block], COLUMNS, shared=False), Q) * dy
+        bar += tile.over_rows(tile.load(side.now("D").at[block], COLUMNS), Q) * dy
         dx.append(bar.astype(jnp.bfloat16))
     sums_ref[BEYOND], sums_ref[SKIPPED] = said, skipped
     out = side.constant("out" if "out" in side.s else "within")

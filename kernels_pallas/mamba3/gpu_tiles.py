@@ -73,9 +73,9 @@ def key(raw, bias_ref, places: tuple, targets: tuple, turned: tuple | None) -> N
 
 
 def bias(ref, at):
-    """(q, planes) of the bias, a row for all lanes, or one for every lane."""
+    """(q, planes) of the bias: a row for all lanes in shared memory, or one for every lane in the device's."""
     if ref.shape[0] == 1:
-        return tile.over_rows(tile.load(ref.at[0, at], COLUMNS, shared=False), Q)
+        return tile.over_rows(tile.load(ref.at[0, at], COLUMNS), Q)
     return tile.load(ref.at[:, at], shared=False)
 
 
