@@ -21,7 +21,7 @@ CHANNELS, STATES, RANKS = (32, 64, 128), 128, (1, 2, 4, 8, 16)
 PER_TURN = 2.0**32  # units of `rotation`
 
 
-def refusal(tokens: Tokens, z: jax.Array | None) -> str:
+def refusal(tokens: Tokens, z) -> str:
     """Why these cannot be run here; "" where they can."""
     (*_, rank, _, p), n = tokens.v.shape, tokens.B.shape[-1]
     for name, x in dict(v=tokens.v, z=z).items():
@@ -93,7 +93,7 @@ def _angles(rate, theta, start, reset, per_chunk: int) -> tuple:
     """
     each = units(jax.lax.stop_gradient(rate[..., None] * theta[:, :, None]))
     whole = jnp.pad(each, ((0, 0), (0, -each.shape[1] % per_chunk), (0, 0), (0, 0)))
-    sums = whole.reshape(len(each), -1, per_chunk, *each.shape[2:]).sum(2, dtype=jnp.int32)
+    sums = whole.reshape(len(each), whole.shape[1] // per_chunk, per_chunk, *each.shape[2:]).sum(2, dtype=jnp.int32)
     total = units(jax.lax.stop_gradient(start))[:, None] + jnp.cumsum(sums, 1, dtype=jnp.int32)
     starts, total = (total - sums).astype(jnp.float32) / PER_TURN, total[:, -1]
     kept, fresh = jnp.ones(each.shape[:2]), jnp.ones(len(each))

@@ -52,13 +52,14 @@ def cotangents(chunks, x, gates, D, enters, dy, d_last, rank: int) -> Bars:
     while pairs * splits < BUSY and heads // groups % (2 * splits) == 0:
         splits *= 2
     wide = jnp.broadcast_to(D[:, None], (heads, x.shape[-1]))
-    arrays = *chunks.arrays(x), wide, segments.cut(dy), states, costates, *_masks(chunks, rank)
+    since, lanes = _masks(chunks, rank)
+    arrays = *chunks.arrays(x), wide, segments.cut(dy), states, costates, since, lanes
     axes = f"{chunks.AXES}, h p, b l h p, b h c n p, b h c n p, b c q j, b c q k"
     results = "b l h p" + 2 * ", b e l g n" + 2 * ", b f l s" + ", b h c o q" + 2 * ", b h c r m t" + 2 * ", b h c v t"
-    run = partial(gradients, rank=rank, splits=splits)
+    run = lambda *arrays: gradients(*arrays, rank=rank, splits=splits)  # noqa: E731
     dx, dB, dC, *dtheta, sums, B_bias, C_bias, ends_k, ends_q = over_batch(run, axes, results)(*arrays)
 
-    da, dlater, down, drate, dD = _of_gates(sums, chunks.gates[:, :, :, STRICT])
+    da, dlater, down, drate, dD = _of_gates(sums, chunks.gates[:, :, :, STRICT], since.astype(jnp.float32))
     a, _, _, rate = gates
     of_lanes = lambda v: jnp.moveaxis(v, 1, -1).reshape(a.shape)  # noqa: E731
     da, dlater, down, drate = map(of_lanes, (da, dlater, down, drate))
@@ -85,16 +86,16 @@ def _masks(chunks, rank: int) -> tuple:
     return since.astype(jnp.bfloat16), lanes.astype(jnp.bfloat16)
 
 
-def _of_gates(sums, later):
+def _of_gates(sums, later, since):
     """The cotangents (b, h, c, q) of log decays, of what later lanes and its own read, of the rate, and of D (h,).
 
     A log decay scales all that crosses it: what a later token of its chunk reads of one before, or of the state at the
-    start, what the end keeps of a token before it, and what goes all the way through.
+    start, what the end keeps of a token before it, and what goes all the way through. since: as in `_masks`.
     """
     read, through, turned_q, inside, beyond, skipped, owned, turned_k = (sums[:, :, :, i] for i in range(SUMMED))
-    since = np.triu(np.ones((Q, Q), np.float32))
-    da = jnp.einsum("tq,bhcq->bhct", since, read - later * (inside + beyond), precision="highest")
-    da += (through + later * beyond).sum(-1, keepdims=True)
+    da = jnp.einsum("bctq,bhcq->bhct", since, read - later * inside, precision="highest")
+    da += jnp.einsum("tq,bhcq->bhct", np.tril(np.ones((Q, Q), np.float32), -1), later * beyond, precision="highest")
+    da += through.sum(-1, keepdims=True)
     flat = lambda v: v.reshape(*v.shape[:2], -1)  # noqa: E731
     rate = (turned_q + turned_k) * np.float32(2 * np.pi)
     return *map(flat, (da, inside + beyond, owned, rate)), skipped.sum((0, 2, 3))
@@ -153,20 +154,28 @@ def gradients(
         return jax.lax.axis_index("batch"), block * steps + step, chunk, pl.ds(chunk * Q, Q), jax.lax.div(block, splits)
 
     def copies(refs, s, step, slot):
-        (b, head, chunk, rows, _), (dy_ref, states_ref, costates_ref) = place(step), refs[9:12]
+        b, head, chunk, rows, _ = place(step)
         yield refs[1].at[b, head, chunk], s["gates"].at[slot]
         yield refs[0].at[b, rows, head], s["x"].at[slot]
-        yield dy_ref.at[b, rows, head], s["dy"].at[slot]
-        yield states_ref.at[b, head, chunk], s["states"].at[slot]
-        yield costates_ref.at[b, head, chunk], s["costates"].at[slot]
+        yield refs[9].at[b, rows, head], s["dy"].at[slot]
+        yield refs[5].at[b, chunk, head], s["starts"].at[slot]
+        yield refs[8].at[head], s["D"].at[slot]
+        if rank == 1:
+            yield refs[7].at[head], s["biases"].at[slot, 0]
+            yield refs[6].at[head], s["biases"].at[slot, 1]
+
+    def of_states(refs, s, step, slot):
+        b, head, chunk, _, _ = place(step)
+        yield refs[10].at[b, head, chunk], s["states"].at[slot]
+        yield refs[11].at[b, head, chunk], s["costates"].at[slot]
 
     def once(refs, s):
         b, _, chunk, rows, group = place(0)
         yield refs[3].at[b, rows, group], s["raw"].at[0]
         yield refs[2].at[b, rows, group], s["raw"].at[1]
-        yield refs[12].at[b, chunk], s["since"]
-        yield refs[13].at[b, chunk], s["lanes"]
-        yield refs[14], s["ones"]
+        yield refs[12].at[b, chunk], s["triangles"].at[0]
+        yield refs[14], s["triangles"].at[1]
+        yield refs[13].at[b, chunk], s["lanes"].at[0]
 
     out = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), jnp.float32)  # noqa: E731
     of_group, of_planes = out(splits, length, groups, n), out(blocks, length, planes)
@@ -177,224 +186,250 @@ def gradients(
     kernel = partial(_chunk, place, steps, splits, rank)
     theta = theta.reshape(batch, chunks, Q, planes)
     arrays = x, gates, B, C, theta, starts, B_bias, C_bias, D, dy, states, costates, since, lanes, keys.triangle()
-    return keys.launch(
-        kernel, {"heads": (STAGES, 5, copies)}, (5, once), arrays, out_type, _scratch(p, n), grid, 2, steps
-    )
+    rings = {"heads": (STAGES, 5 + 2 * (rank == 1), copies), "states": (1, 2, of_states)}
+    return keys.launch(kernel, rings, (5, once), arrays, out_type, _scratch(p, n, planes, rank), grid, 2, steps)
 
 
-def _scratch(p: int, n: int) -> dict:
-    return ({} if p == Q else {"out": matrix(Q, p, 1)}) | {
+def _scratch(p: int, n: int, planes: int, rank: int) -> dict:
+    apart = ({} if p == Q else {"out": matrix(Q, p, 1)}) | ({} if n == Q else {"rest": keys.exact(2, 2)})
+    vectors = lambda *shape: plgpu.SMEM((STAGES, *shape), jnp.float32)  # noqa: E731
+    apart |= {"biases": vectors(2, 1, n)} if rank == 1 else {}
+    return apart | {
         **{name: matrix(Q, n, 2) for name in ("raw", "key")},  # of q, and of k
         **{name: matrix(Q, p, STAGES) for name in ("x", "dy")},
-        **{name: matrix(n, p, STAGES) for name in ("states", "costates")},
+        **{name: matrix(n, p, 1) for name in ("states", "costates")},
         **{name: matrix(Q, Q, 2) for name in ("dscores", "stage")},
-        **{name: matrix(Q, Q) for name in ("since", "ones")},
+        "triangles": matrix(Q, Q, 2),  # which angles a lane's is part of, and which are part of it
         "within": matrix(Q, Q, 1),
-        "lanes": matrix(Q, BLOCK),
-        "gates": tile.vectors(STAGES, GATES),
+        "lanes": matrix(Q, BLOCK, 1),
+        **{"gates": vectors(GATES, Q), "starts": vectors(planes), "D": vectors(p)},
         **{name: plgpu.Barrier(num_arrivals=2) for name in ("made", "over")},
     }
 
 
 class Side(NamedTuple):
-    """What one of the two warpgroups works on, the first on q and C, the second on k and B."""
+    """What one of the two warpgroups works on: the first on q and C, the second on k and B.
 
+    Tiles of shared memory are asked for anew where they are used: their addresses and descriptors take registers.
+    """
+
+    s: dict
     thread: object
-    bias_ref: object
     chunk: object
+    rank: int
+    bias_ref: object
     theta_ref: object  # by chunks
-    starts_ref: object  # by chunks and heads
     outs: tuple  # refs of the cotangents of B or C, and of theta; by heads, of its bias, and of the angle before
+    slot: object = None  # of the rings
+    head: object = None
 
     @property
     def planes(self) -> int:
         return self.theta_ref.shape[-1]
 
-    def of(self, s: dict, name: str, other: bool = False):
-        """Its tile of shared memory, or the other warpgroup's."""
-        thread = keys.anew(self.thread)
-        return s[name].at[1 - thread if other else thread]
+    def mine(self, name: str):
+        return self.s[name].at[keys.anew(self.thread)]
 
+    def other(self, name: str):
+        return self.s[name].at[1 - keys.anew(self.thread)]
 
-def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: dict, thread) -> None:
-    """One chunk of all heads of a block: a warpgroup for q, and one for k and dx."""
-    theta_ref, starts_ref, B_bias, C_bias, D_ref = refs[4:9]
-    dx_ref, dB_ref, dC_ref, theta_k, theta_q, sums_ref, of_B_bias, of_C_bias, ends_k, ends_q = refs[15:]
-    b, _, chunk, rows, group = place(0)
-    block = jax.lax.axis_index("block")
-    split = jax.lax.rem(block, splits)
-    common = chunk, theta_ref.at[b], starts_ref.at[b]
+    def now(self, name: str):
+        return self.s[name].at[keys.anew(self.slot)]
 
-    def all_heads(visit, side):
-        zero = plgpu.layout_cast(jnp.zeros((Q, BLOCK), jnp.float32), WGMMA)
-        totals = [zero] * (s["raw"].shape[-1] // BLOCK), [zero] * (side.planes // BLOCK)
+    def constant(self, name: str, index: int = 0):
+        return self.s[name].at[keys.anew(index)]
 
-        def step(i, totals):
-            slot, (_, head, _, _, _) = jax.lax.rem(i, STAGES), place(i)
-            plgpu.barrier_wait(s["heads arrived"].at[slot])
-            refs = D_ref.at[head], dx_ref.at[b, rows, head], sums_ref.at[b, head, chunk]
-            totals = visit(s, side, slot, head, rank, refs, totals)
-            plgpu.barrier_arrive(s["heads used"].at[slot])
-            tile.meet(s["over"])
-            return totals
+    def parts(self) -> tuple:
+        """Two tiles that are free."""
+        stage = self.mine("stage")
+        return stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
 
-        of_keys, of_theta = jax.lax.fori_loop(0, steps, step, totals)
-        for i, lo, hi in keys.blocks(s["raw"].shape[-1]):
-            side.outs[0][:, lo], side.outs[0][:, hi] = of_keys[2 * i], of_keys[2 * i + 1]
-            if i < len(of_theta):
-                side.outs[1][:, _planes(i)] = of_theta[i]
+    def theta(self, i: int):
+        """Of a block of planes."""
+        return tile.load(self.theta_ref.at[keys.anew(self.chunk), :, _planes(i)], shared=False)
 
-    plgpu.barrier_wait(s["ready"])
+    def turn(self, i: int) -> tuple:
+        """(cos, sin) of a block of planes."""
+        start = tile.load(self.now("starts").at[_planes(i)], COLUMNS)
+        rate, ones = self.now("gates").at[RATE], self.constant("triangles", 1)
+        return keys.turn(self.theta(i), start, rate, ones, self.parts())
 
-    @pl.when(thread == 0)
-    def _():
-        outs = dC_ref.at[b, split, rows, group], theta_q.at[b, block, rows]
-        outs += of_C_bias.at[b, :, chunk], ends_q.at[b, :, chunk]
-        all_heads(_queries, Side(thread, C_bias, *common, outs))
-
-    @pl.when(thread == 1)
-    def _():
-        outs = dB_ref.at[b, split, rows, group], theta_k.at[b, block, rows]
-        outs += of_B_bias.at[b, :, chunk], ends_k.at[b, :, chunk]
-        all_heads(_keys, Side(thread, B_bias, *common, outs))
-        plgpu.wait_smem_to_gmem(0)
-
-
-def _turn(s, side: Side, gates, head, i: int) -> tuple:
-    """(cos, sin) of a block of planes."""
-    stage, start = (
-        side.of(s, "stage"),
-        tile.load(side.starts_ref.at[side.chunk, head, _planes(i)], COLUMNS, shared=False),
-    )
-    parts = stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
-    return keys.turn(_theta(side, i), start, gates.at[RATE], s["ones"], parts)
-
-
-def _theta(side: Side, i: int):
-    return tile.load(side.theta_ref.at[keys.anew(side.chunk), :, _planes(i)], shared=False)
+    def totals(self):
+        """Of every column of its stage by columns: over the lanes of each rank, and over those before any reset."""
+        return tile.products((self.mine("stage").T, self.constant("lanes")))[0]
 
 
 def _planes(i: int):
     return pl.ds(i * BLOCK, BLOCK)
 
 
-def _make(s, side: Side, gates, head) -> None:
+def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: dict, thread) -> None:
+    """One chunk of all heads of a block: a warpgroup for q, and one for k and dx."""
+    theta_ref, _, B_bias, C_bias = refs[4:8]
+    dx_ref, dB_ref, dC_ref, theta_k, theta_q, sums_ref, of_B_bias, of_C_bias, ends_k, ends_q = refs[15:]
+    b, _, chunk, rows, group = place(0)
+    block = jax.lax.axis_index("block")
+    split = jax.lax.rem(block, splits)
+
+    def all_heads(visit, bias_ref, outs):
+        side = Side(s, thread, chunk, rank, bias_ref, theta_ref.at[b], outs)
+        zero = plgpu.layout_cast(jnp.zeros((Q, BLOCK), jnp.float32), WGMMA)
+        totals = [zero, zero], [zero] * (side.planes // BLOCK)
+        for j in range(2 * ("rest" in s)):
+            side.mine("rest")[j] = zero
+
+        def step(i, totals):
+            slot, (_, head, _, _, _) = jax.lax.rem(i, STAGES), place(i)
+            plgpu.barrier_wait(s["heads arrived"].at[slot])
+            refs = dx_ref.at[b, rows, head], sums_ref.at[b, head, chunk]
+            totals = visit(side._replace(slot=slot, head=head), refs, totals)
+            plgpu.barrier_arrive(s["heads used"].at[slot])
+            plgpu.barrier_arrive(s["states used"].at[0])
+            tile.meet(s["over"])
+            return totals
+
+        of_keys, of_theta = jax.lax.fori_loop(0, steps, step, totals)
+        for i, *places in keys.blocks(s["raw"].shape[-1]):
+            for j, at in enumerate(places):
+                outs[0][:, at] = tile.load(side.mine("rest").at[j]) if i else of_keys[j]
+            if i < len(of_theta):
+                outs[1][:, _planes(i)] = of_theta[i]
+
+    plgpu.barrier_wait(s["ready"])
+
+    @pl.when(thread == 0)
+    def _():
+        outs = dC_ref.at[b, split, rows, group], theta_q.at[b, block, rows]
+        all_heads(_queries, C_bias, (*outs, of_C_bias.at[b, :, chunk], ends_q.at[b, :, chunk]))
+
+    @pl.when(thread == 1)
+    def _():
+        outs = dB_ref.at[b, split, rows, group], theta_k.at[b, block, rows]
+        all_heads(_keys, B_bias, (*outs, of_B_bias.at[b, :, chunk], ends_k.at[b, :, chunk]))
+        plgpu.wait_smem_to_gmem(0)
+
+
+def _make(side: Side) -> None:
     """Its key of a head; both are made when it returns."""
-    raw, target = side.of(s, "raw"), side.of(s, "key")
-    for i, lo, hi in keys.blocks(target.shape[1]):
-        turned = _turn(s, side, gates, head, i) if i < side.planes // BLOCK else None
-        places = (lo, hi), (target.at[:, lo], target.at[:, hi])
-        keys.key(raw, side.bias_ref.at[head], *places, turned)
+    for i, *places in keys.blocks(side.s["raw"].shape[-1]):
+        turned, key = side.turn(i) if i < side.planes // BLOCK else None, side.mine("key")
+        targets = tuple(key.at[:, at] for at in places)
+        bias = side.now("biases").at[keys.anew(side.thread)] if side.rank == 1 else side.bias_ref.at[side.head]
+        keys.key(side.mine("raw"), bias, tuple(places), targets, turned)
     plgpu.commit_smem()
-    tile.meet(s["made"])
+    tile.meet(side.s["made"])
 
 
-def _back(s, side: Side, gates, head, rank: int, i: int, places: list, bars: list, totals: tuple):
+def _back(side: Side, i: int, places: list, bars: list, totals: tuple) -> tuple:
     """Turns the cotangents of a block of a key back, into the totals; (totals, what its angles say to their rate)."""
-    head = keys.anew(head)
-    (of_keys, of_theta), stage, key, (lo, hi) = totals, side.of(s, "stage"), side.of(s, "key"), bars
-    of_keys, of_theta, said = list(of_keys), list(of_theta), 0.0
-    parts = stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
+    side = side._replace(head=keys.anew(side.head))
+    (of_keys, of_theta), (lo, hi), said = map(list, totals), bars, 0.0
     of_rank = lambda r, x: jnp.where(keys.column_numbers() == r, x, 0).sum(1)  # noqa: E731
     if i < side.planes // BLOCK:
-        a, b = (tile.load(key.at[:, at]) for at in places)
-        bar = hi * a - lo * b
-        high = jax.lax.optimization_barrier(bar.astype(jnp.bfloat16))
-        parts[0][...] = high
-        parts[1][...] = (bar - high.astype(jnp.float32)).astype(jnp.bfloat16)
-        plgpu.commit_smem()
-        (ends,) = tile.products((stage.T, s["lanes"]))
-        side.outs[3][head, i] = of_rank(BLOCK - 1, ends)
-        since, low = tile.products((s["since"], parts[0]), (s["since"], parts[1]))
+        a, b = (tile.load(side.mine("key").at[:, at]) for at in places)
+        keys.split(hi * a - lo * b, side.parts())
+        side.outs[3][side.head, i] = of_rank(BLOCK - 1, side.totals())
+        since, low = tile.products(*((side.constant("triangles"), part) for part in side.parts()))
         since += low
-        said = (_theta(side, i) * since).sum(1)
-        of_theta[i] += tile.over_columns(tile.load(gates.at[RATE], ROWS), BLOCK) * since
-        cos, sin = _turn(s, side, gates, head, i)
+        said = (side.theta(i) * since).sum(1)
+        of_theta[i] += tile.over_columns(tile.load(side.now("gates").at[RATE], ROWS), BLOCK) * since
+        cos, sin = side.turn(i)
         lo, hi = lo * cos + hi * sin, hi * cos - lo * sin
-    of_keys[2 * i] += lo
-    of_keys[2 * i + 1] += hi
-    parts[0][...], parts[1][...] = lo.astype(jnp.bfloat16), hi.astype(jnp.bfloat16)
+    for j, (part, bar) in enumerate(zip(side.parts(), (lo, hi), strict=True)):
+        part[...] = bar.astype(jnp.bfloat16)
+        if i:
+            side.mine("rest")[j] = tile.load(side.mine("rest").at[j]) + bar
+        else:
+            of_keys[j] += bar
     plgpu.commit_smem()
-    (biases,) = tile.products((stage.T, s["lanes"]))
-    for r in range(rank):
-        side.outs[2][head, r, i] = of_rank(r, biases)
+    biases = side.totals()
+    for r in range(side.rank):
+        side.outs[2][side.head, r, i] = of_rank(r, biases)
     return (of_keys, of_theta), said
 
 
-def _queries(s, side: Side, slot, head, rank: int, refs: tuple, totals: tuple) -> tuple:
+def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
     """A head's part in the cotangents of C and, of q's angles, of theta."""
-    (*_, sums_ref), gates = refs, s["gates"].at[slot]
-    _make(s, side, gates, head)
-    x, dy, state, costate = (s[name].at[slot] for name in ("x", "dy", "states", "costates"))
-    q, k, dscores, sums = side.of(s, "key"), side.of(s, "key", other=True), side.of(s, "dscores"), gates.at[SUMS]
-    read = 0.0
+    sums_ref, gates = refs[1], side.now("gates")
+    _make(side)
+    read = said = through = 0.0
     for block in keys.columns(Q):
-        scores, bar = tile.products((q, k.at[block].T), (dy, x.at[block].T))
-        left, same = keys.pairs(gates, rank, block)
+        of_scores = side.mine("key"), side.other("key").at[block].T
+        scores, bar = tile.products(of_scores, (side.now("dy"), side.now("x").at[block].T))
+        left, same = keys.pairs(gates, side.rank, block)
         later, bar = keys.later(gates, block), bar * left
         read += jnp.where(same, 0, scores * bar * later).sum(1)
-        dscores[:, block] = (bar * jnp.where(same, keys.own(gates), later)).astype(jnp.bfloat16)
+        side.mine("dscores")[:, block] = (bar * jnp.where(same, keys.own(gates), later)).astype(jnp.bfloat16)
     plgpu.commit_smem()
-    since, said = tile.over_columns(tile.to_here(sums), BLOCK), 0.0
-    for i, *places in keys.blocks(k.shape[1]):
+    plgpu.barrier_wait(side.s["states arrived"].at[0])
+    since = tile.over_columns(tile.to_here(gates.at[SUMS]), BLOCK)
+    for i, *places in keys.blocks(side.s["key"].shape[-1]):
         bars = []
         for at in places:
-            bar, before = tile.products((dscores, k.at[:, at]), (dy, state.at[at].T))
-            before *= since
-            read += (before * tile.load(q.at[:, at])).sum(1)
-            bars.append(bar + before)
-        totals, more = _back(s, side, gates, head, rank, i, places, bars, totals)
+            (bar,) = tile.products((side.now("dy"), side.constant("states").at[at].T))
+            bar *= since
+            read += (bar * tile.load(side.mine("key").at[:, at])).sum(1)
+            bars += tile.accumulate((bar, side.mine("dscores"), side.other("key").at[:, at]))
+        totals, more = _back(side, i, places, bars, totals)
         said += more
-    through = 0.0
-    for at in range(0, state.shape[0], Q):
-        for block in keys.columns(state.shape[1]):
-            a, b = (tile.load(v.at[pl.ds(at, Q), block]) for v in (state, costate))
-            through += (a * b).sum(1)
     sums_ref[READ], sums_ref[TURNED_Q] = read, said
-    sums_ref[THROUGH] = through * tile.through(sums, Q)
+    for at in range(0, side.s["states"].shape[1], Q):
+        for block in keys.columns(side.s["states"].shape[2]):
+            a, b = (tile.load(side.constant(name).at[pl.ds(at, Q), block]) for name in ("states", "costates"))
+            through += (a * b).sum(1)
+    sums_ref[THROUGH] = through * tile.through(gates.at[SUMS], Q)
     return totals
 
 
-def _keys(s, side: Side, slot, head, rank: int, refs: tuple, totals: tuple) -> tuple:
+def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
     """A head's part in the cotangents of B and, of k's angles, of theta; and its dx. Rows are read by columns here."""
-    (D_ref, dx_ref, sums_ref), gates = refs, s["gates"].at[slot]
-    _make(s, side, gates, head)
-    x_tile, dy_tile, costate = (s[name].at[slot] for name in ("x", "dy", "costates"))
-    k, q, dscores, sums = side.of(s, "key"), side.of(s, "key", other=True), side.of(s, "dscores"), gates.at[SUMS]
-    last = keys.anew(side.thread) - 1
-    within, out = s["within"].at[last], s.get("out", s["within"]).at[last]
-    inside = owned = 0.0
+    sums_ref, gates = refs[1], side.now("gates")
+    _make(side)
+    inside = owned = said = 0.0
+    within = side.s["within"].at[keys.anew(0)]
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     for block in keys.columns(Q):
-        scores, bar = tile.products((k, q.at[block].T), (x_tile, dy_tile.at[block].T))
-        left, same = keys.pairs(gates, rank, block, transposed=True)
+        of_scores = side.mine("key"), side.other("key").at[block].T
+        scores, bar = tile.products(of_scores, (side.now("x"), side.now("dy").at[block].T))
+        left, same = keys.pairs(gates, side.rank, block, transposed=True)
         both = scores * bar * left
         inside, owned = inside + jnp.where(same, 0, both).sum(1), owned + jnp.where(same, both, 0).sum(1)
         left *= jnp.where(same, keys.own(gates), keys.later(gates))
         within[:, block] = (scores * left).astype(jnp.bfloat16)
-        dscores[:, block] = (bar * left).astype(jnp.bfloat16)
+        side.mine("dscores")[:, block] = (bar * left).astype(jnp.bfloat16)
     sums_ref[INSIDE], sums_ref[OWNED] = inside, owned
     plgpu.commit_smem()
-    to_end, later, dx, said, skipped = tile.to_end(sums), tile.load(gates.at[STRICT], ROWS), [], 0.0, 0.0
-    for block in keys.columns(x_tile.shape[1]):
-        inside, beyond = tile.products((within, dy_tile.at[:, block]), (k, costate.at[:, block]))
-        beyond *= tile.over_columns(to_end, BLOCK)
-        x, dy = tile.load(x_tile.at[:, block]), tile.load(dy_tile.at[:, block])
-        said, skipped = said + (x * beyond).sum(1), skipped + (x * dy).sum(1)
-        skip = tile.over_rows(tile.load(D_ref.at[block], COLUMNS, shared=False), Q)
-        dx.append(inside + tile.over_columns(later, BLOCK) * beyond + skip * dy)
-    sums_ref[BEYOND], sums_ref[SKIPPED] = said, skipped
-    for block, value in zip(keys.columns(x_tile.shape[1]), dx, strict=True):
-        out[:, block] = value.astype(jnp.bfloat16)
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(out, dx_ref)
-    weight, said = tile.over_columns(to_end * later, BLOCK), 0.0
-    for i, *places in keys.blocks(k.shape[1]):
+    plgpu.barrier_wait(side.s["states arrived"].at[0])
+    _inputs(side, refs)
+    leaves = tile.to_end(gates.at[SUMS]) * tile.load(gates.at[STRICT], ROWS)
+    for i, *places in keys.blocks(side.s["key"].shape[-1]):
         bars = []
         for at in places:
-            bar, written = tile.products((dscores, q.at[:, at]), (x_tile, costate.at[at].T))
-            bars.append(bar + weight * written)
-        totals, more = _back(s, side, gates, head, rank, i, places, bars, totals)
+            (bar,) = tile.products((side.now("x"), side.constant("costates").at[at].T))
+            bar *= tile.over_columns(leaves, BLOCK)
+            bars += tile.accumulate((bar, side.mine("dscores"), side.other("key").at[:, at]))
+        totals, more = _back(side, i, places, bars, totals)
         said += more
     sums_ref[TURNED_K] = said
     return totals
+
+
+def _inputs(side: Side, refs: tuple) -> None:
+    """A head's dx, with what its lanes are read by in "within"."""
+    (dx_ref, sums_ref), gates, width = refs, side.now("gates"), side.s["x"].shape[-1]
+    to_end, later, dx, said, skipped = tile.to_end(gates.at[SUMS]), keys.later(gates), [], 0.0, 0.0
+    for block in keys.columns(width):
+        (bar,) = tile.products((side.mine("key"), side.constant("costates").at[:, block]))
+        bar *= tile.over_columns(to_end, BLOCK)
+        said += (tile.load(side.now("x").at[:, block]) * bar).sum(1)
+        (bar,) = tile.accumulate((later * bar, side.constant("within"), side.now("dy").at[:, block]))
+        x, dy = (tile.load(side.now(name).at[:, block]) for name in ("x", "dy"))
+        skipped += (x * dy).sum(1)
+        bar += tile.over_rows(tile.load(side.now("D").at[block], COLUMNS), Q) * dy
+        dx.append(bar.astype(jnp.bfloat16))
+    sums_ref[BEYOND], sums_ref[SKIPPED] = said, skipped
+    out = side.constant("out" if "out" in side.s else "within")
+    for block, value in zip(keys.columns(width), dx, strict=True):
+        out[:, block] = value
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(out, dx_ref)

@@ -31,7 +31,7 @@ def _forward(x, gates, BC, biases, theta, angle, starts, resets, D, h, z, rank):
     D = jnp.broadcast_to(D[:, None], (len(D), x.shape[-1]))
     arrays = [*chunks.arrays(x), enters, D] + ([] if z is None else [chunks.segments.cut(z)])
     axes = f"{chunks.AXES}, b h n p, h p" + ", b l h p" * (z is not None)
-    y, last = over_batch(partial(forward, rank=rank), axes, "b l h p, b h n p")(*arrays)
+    y, last = over_batch(lambda *arrays: forward(*arrays, rank=rank), axes, "b l h p, b h n p")(*arrays)
     return (y.reshape(x.shape), chunks.segments.last(last)), enters
 
 

@@ -39,12 +39,22 @@ def forward(x, gates, B, C, theta, starts, B_bias, C_bias, h, D, z=None, *, rank
         for k in range(heads.together):
             yield gates_ref.at[b, head + k, step], s["gates"].at[slot, k]
             yield x_ref.at[b, rows, head + k], s["x"].at[slot, k]
+            yield refs[5].at[b, step, head + k], s["starts"].at[slot, k]
             if z is not None:
                 yield refs[11].at[b, rows, head + k], s["z"].at[slot, k]
 
+    def of_walk(refs, s):
+        _, head, _ = heads.place()
+        yield refs[10], s["ones"]
+        for k in range(heads.together):
+            yield refs[9].at[head + k], s["D"].at[k]
+            for i in range(2 * (rank == 1)):
+                yield refs[6 + i].at[head + k], s["biases"].at[i, k]
+
     def kernel(refs, s, thread):
-        (starts_ref, *bias_refs, h_ref, D_ref), (y_ref, last_ref), (b, head, _) = refs[5:10], refs[-2:], heads.place()
+        (*bias_refs, h_ref), (y_ref, last_ref), (b, head, _) = refs[6:9], refs[-2:], heads.place()
         head += thread
+        biases = [s["biases"].at[k, thread] if "biases" in s else ref.at[head] for k, ref in enumerate(bias_refs)]
         start = tile.load(h_ref.at[b, head], shared=False)
         s["state"].at[thread][...] = start.astype(jnp.bfloat16)
         plgpu.barrier_wait(s["ready"])
@@ -56,12 +66,12 @@ def forward(x, gates, B, C, theta, starts, B_bias, C_bias, h, D, z=None, *, rank
             plgpu.barrier_wait(s["keys arrived"].at[0])
             gates = s["gates"].at[slot, thread]
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            make(s, thread, gates, starts_ref.at[b, i, head], [ref.at[head] for ref in bias_refs])
+            make(s, thread, gates, s["starts"].at[slot, thread], biases)
             plgpu.barrier_arrive(s["keys used"].at[0])
             plgpu.commit_smem()
             y, h = _chunk(s, thread, slot, rank, h)
             s["state"].at[thread][...] = h.astype(jnp.bfloat16)
-            skip = tile.over_rows(tile.load(D_ref.at[head], COLUMNS, shared=False), Q)
+            skip = tile.over_rows(tile.load(s["D"].at[thread], COLUMNS), Q)
             y += skip * tile.load(s["x"].at[slot, thread])
             if z is not None:
                 half = tile.load(s["z"].at[slot, thread]) * 0.5
@@ -79,23 +89,26 @@ def forward(x, gates, B, C, theta, starts, B_bias, C_bias, h, D, z=None, *, rank
     out_type = jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(h.shape, jnp.float32)
     inputs = (x, gates, B, C, theta, starts, B_bias, C_bias, h, D, keys.triangle()) + (() if z is None else (z,))
     rings = {
-        "heads": (STAGES, (2 + (z is not None)) * heads.together, of_heads),
+        "heads": (STAGES, (3 + (z is not None)) * heads.together, of_heads),
         "keys": (1, 3, of_keys),
     }
-    once = 1, lambda refs, s: [(refs[10], s["ones"])]
-    scratch = _scratch(p, n, theta.shape[2], heads.together, gated=z is not None)
+    scratch = _scratch(p, n, theta.shape[2], heads.together, gated=z is not None, biased=rank == 1)
+    once = 1 + (1 + 2 * (rank == 1)) * heads.together, of_walk
     return keys.launch(kernel, rings, once, inputs, out_type, scratch, heads.grid, heads.together, length // Q)
 
 
-def _scratch(p: int, n: int, planes: int, together: int, gated: bool) -> dict:
-    apart = {} if (n, p) == (2 * Q, Q) else {"weighted": matrix(Q, p, together)}
+def _scratch(p: int, n: int, planes: int, together: int, gated: bool, biased: bool) -> dict:
+    apart = {"biases": plgpu.SMEM((2, together, 1, n), jnp.float32)} if biased else {}
+    apart |= {} if (n, p) == (2 * Q, Q) else {"weighted": matrix(Q, p, together)}
     return apart | {
         **{name: matrix(Q, n, 1) for name in ("B", "C")},
         "k": matrix(Q, n, together),
         "q": [matrix(Q, Q, together) for _ in range(n // Q)],
         **{name: matrix(Q, p, STAGES, together) for name in ("x", "z")[: 1 + gated]},
-        "theta": keys.angles(planes, 1),
+        "theta": keys.exact(1, width=planes),
         "gates": tile.vectors(STAGES, together, GATES),
+        "starts": plgpu.SMEM((STAGES, together, planes), jnp.float32),
+        "D": plgpu.SMEM((together, p), jnp.float32),
         "ones": matrix(Q, Q),
         "state": matrix(n, p, together),
     }
@@ -114,7 +127,7 @@ def make(s, thread, gates, start_ref, bias_refs: list) -> None:
         turned, at = None, pl.ds(i * BLOCK, BLOCK)
         targets = (k.at[:, lo], k.at[:, hi])
         if i < s["theta"].shape[-1] // BLOCK:
-            start = tile.load(start_ref.at[at], COLUMNS, shared=False)
+            start = tile.load(start_ref.at[at], COLUMNS)
             turned = keys.turn(tile.load(s["theta"].at[0, :, at]), start, gates.at[RATE], s["ones"], targets)
         keys.key(s["B"].at[0], bias_refs[0], (lo, hi), targets, turned)
         targets = (q[0].at[:, at], q[1].at[:, at]) if len(q) == 2 else (q[0].at[:, lo], q[0].at[:, hi])

@@ -24,10 +24,10 @@ GATES = 4
 matrix = partial(tile.matrix, BLOCK)
 
 
-def angles(planes: int, stages: int):
-    """Theta of a chunk in shared memory, by planes; of none where none turns."""
+def exact(*count: int, width: int = BLOCK):
+    """float32 tiles of whole blocks of planes in shared memory."""
     transforms = plgpu.TilingTransform((8, BLOCK)), plgpu.SwizzleTransform(4 * BLOCK)
-    return plgpu.SMEM((stages, Q, max(planes, BLOCK)), jnp.float32, transforms=transforms)
+    return plgpu.SMEM((*count, Q, width), jnp.float32, transforms=transforms)
 
 
 def triangle() -> np.ndarray:
@@ -47,16 +47,19 @@ def turn(theta, start, rate, ones, parts: tuple) -> tuple:
     parts: two tiles of shared memory that are free.
     """
     each = tile.over_columns(tile.load(rate, ROWS), BLOCK) * theta
-    each -= jnp.round(each)
-    # rounded beyond any simplification
-    high = jax.lax.optimization_barrier(each.astype(jnp.bfloat16))
-    parts[0][...] = high
-    parts[1][...] = (each - high.astype(jnp.float32)).astype(jnp.bfloat16)
-    plgpu.commit_smem()
+    split(each - jnp.round(each), parts)
     high, low = tile.products((ones, parts[0]), (ones, parts[1]))
     total = high + low + tile.over_rows(start, Q)
     total = (total - jnp.round(total)) * np.float32(2 * np.pi)
     return jnp.cos(total), jnp.sin(total)
+
+
+def split(x, parts: tuple) -> None:
+    """x as the sum of two bfloat16."""
+    high = jax.lax.optimization_barrier(x.astype(jnp.bfloat16))  # rounded beyond any simplification
+    parts[0][...] = high
+    parts[1][...] = (x - high.astype(jnp.float32)).astype(jnp.bfloat16)
+    plgpu.commit_smem()
 
 
 def key(raw, bias_ref, places: tuple, targets: tuple, turned: tuple | None) -> None:
@@ -70,15 +73,15 @@ def key(raw, bias_ref, places: tuple, targets: tuple, turned: tuple | None) -> N
 
 
 def bias(ref, at):
-    """(q, planes) of the bias, a row for all lanes, or one for every lane."""
+    """(q, planes) of the bias: a row for all lanes in shared memory, or one for every lane in the device's."""
     if ref.shape[0] == 1:
-        return tile.over_rows(tile.load(ref.at[0, at], COLUMNS, shared=False), Q)
+        return tile.over_rows(tile.load(ref.at[0, at], COLUMNS), Q)
     return tile.load(ref.at[:, at], shared=False)
 
 
 def anew(index):
     """The index, of which the compiler does not see that it is the same in every chunk: addresses take registers."""
-    return jax.lax.optimization_barrier(index)
+    return jax.lax.optimization_barrier(jnp.int32(index))
 
 
 def chains(*chains: list) -> tuple:
@@ -140,7 +143,8 @@ def launch(
 ):  # fmt: skip
     """Runs kernel(refs, s, thread) on `computing` warpgroups, and one more that fetches.
 
-    rings: by name, (stages, number of copies, copies(refs, s, step, slot)). once: how many copies are made first, and which, of (refs, s).
+    rings: by name, (stages, number of copies, copies(refs, s, step, slot)). once: (their number, copies(refs, s)) of
+    those that are made first.
     The kernel waits for "NAME arrived" of a stage and arrives at "NAME used", and waits for "ready" of the first ones.
     """
     scratch = dict(scratch)

@@ -89,10 +89,18 @@ def walk(x, gates, B, theta, starts, bias, h, *, reverse: bool, keep: bool):
         for k in range(together):
             yield gates_ref.at[b, head + k, at(step)], s["gates"].at[slot, k]
             yield x_ref.at[b, rows, head + k], s["x"].at[slot, k]
+            yield refs[4].at[b, at(step), head + k], s["starts"].at[slot, k]
+
+    def once(refs, s):
+        _, head, _ = heads.place()
+        yield refs[7], s["ones"]
+        for k in range(together * (bias.shape[1] == 1)):
+            yield refs[5].at[head + k], s["bias"].at[k]
 
     def kernel(refs, s, thread):
-        (starts_ref, bias_ref, h_ref, _, *out_refs), (b, head, _) = refs[4:], heads.place()
+        (bias_ref, h_ref, _, *out_refs), (b, head, _) = refs[5:], heads.place()
         head += thread
+        of_head = s["bias"].at[thread] if bias.shape[1] == 1 else bias_ref.at[head]
         weighted, state, key = (s[name].at[thread] for name in ("weighted", "state", "key"))
         plgpu.barrier_wait(s["ready"])
 
@@ -105,10 +113,10 @@ def walk(x, gates, B, theta, starts, bias, h, *, reverse: bool, keep: bool):
                 turned, parts = None, (key.at[:, lo], key.at[:, hi])
                 if j < theta.shape[2] // BLOCK:
                     planes = pl.ds(j * BLOCK, BLOCK)
-                    start = tile.load(starts_ref.at[b, at(i), head, planes], COLUMNS, shared=False)
+                    start = tile.load(s["starts"].at[slot, thread, planes], COLUMNS)
                     of_block = tile.load(s["theta"].at[slot, :, planes])
                     turned = keys.turn(of_block, start, gates.at[RATE], s["ones"], parts)
-                keys.key(s["B"].at[slot], bias_ref.at[head], (lo, hi), parts, turned)
+                keys.key(s["B"].at[slot], of_head, (lo, hi), parts, turned)
             weight = tile.to_here(sums) if reverse else tile.to_end(sums) * tile.load(gates.at[STRICT], ROWS)
             x = tile.load(s["x"].at[slot, thread]) * tile.over_columns(weight, p)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -129,8 +137,10 @@ def walk(x, gates, B, theta, starts, bias, h, *, reverse: bool, keep: bool):
     scratch = {
         "B": matrix(Q, n, STAGES),
         "x": matrix(Q, p, STAGES, together),
-        "theta": keys.angles(theta.shape[2], STAGES),
+        "theta": keys.exact(STAGES, width=theta.shape[2]),
         "gates": tile.vectors(STAGES, together, GATES),
+        "starts": plgpu.SMEM((STAGES, together, theta.shape[2]), jnp.float32),
+        **({"bias": plgpu.SMEM((together, 1, n), jnp.float32)} if bias.shape[1] == 1 else {}),
         "ones": matrix(Q, Q),
         "key": matrix(Q, n, together),
         "weighted": matrix(Q, p, together),
@@ -138,6 +148,6 @@ def walk(x, gates, B, theta, starts, bias, h, *, reverse: bool, keep: bool):
     }
     states = (jax.ShapeDtypeStruct((batch, count, chunks, n, p), jnp.bfloat16),) * keep
     out_type = *states, jax.ShapeDtypeStruct((batch, count, n, p), jnp.float32)
-    rings, once = {"tokens": (STAGES, 2 + 2 * together, copies)}, (1, lambda refs, s: [(refs[7], s["ones"])])
+    rings, first = {"tokens": (STAGES, 2 + 3 * together, copies)}, 1 + together * (bias.shape[1] == 1)
     inputs = x, gates, B, theta, starts, bias, h, keys.triangle()
-    return keys.launch(kernel, rings, once, inputs, out_type, scratch, heads.grid, together, chunks)
+    return keys.launch(kernel, rings, (first, once), inputs, out_type, scratch, heads.grid, together, chunks)
