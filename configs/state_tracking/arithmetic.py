@@ -37,7 +37,7 @@ def get_config(preset: str = "") -> ConfigDict:
     fields = state_tracking.LENGTHS | {"name": name, "metric": "scaled_accuracy", "modulus": 5}
     if task == "brackets":
         fields["multiply"] = False
-    config = state_tracking.base(f"{task}-{size}", fields, model, depth=3)
+    config = state_tracking.base(size, fields, model, depth=3)
     if size == "smoke":
         state_tracking.smoke(config)
     else:
