@@ -12,7 +12,8 @@ Presets are WHAT,SIZE in any order; 1.4b,full where nothing is said.
     SIZE  full   bfloat16 weights, activations and caches; the state space models' states are float32
           smoke  the same, tiny
 `comparisons` names what is compared with `baseline`, each with a model's fields. Batches grow from first_batch by
-`growth` until memory ends; state_lengths: tokens after which a row's state is counted.
+`growth` until memory ends or at largest_batch; every power of two is --config.growth=2, and takes twice as long, which
+is mostly compilation. state_lengths: tokens after which a row's state is counted.
 """
 
 from ml_collections import ConfigDict
@@ -35,9 +36,9 @@ def get_config(preset: str = "") -> ConfigDict:
     config.preset = f"{what},{size}"
     config.seed = 0
     config.prompt, config.new_tokens = 2048, 128
-    config.prompts_at_once = 16
+    config.prompts_at_once = 8
     config.tokens_at_once = 32  # in one compiled program
-    config.first_batch, config.growth, config.largest_batch = 1, 4, 4096
+    config.first_batch, config.growth, config.largest_batch = 1, 8, 1024
     config.state_lengths = tuple(2**k for k in range(10, 21, 2))
     if what == "1.4b":
         config.op, config.baseline = "generation", "transformer"

@@ -1,8 +1,9 @@
 """What the kernels cost: a table and a figure, of the records in experiments/results/kernels alone.
 
-python -m experiments.costs           prints the table of one layer's cost as Markdown
-python -m experiments.costs --all     prints every measurement
-python -m experiments.costs --figure  draws the times against the length, beside the records
+python -m experiments.costs             prints the table of one layer's cost as Markdown
+python -m experiments.costs --training  prints that of whole training steps
+python -m experiments.costs --all       prints every measurement
+python -m experiments.costs --figure    draws the times against the length, beside the records
 """
 
 import argparse
@@ -20,6 +21,7 @@ DEVICE = "NVIDIA H200"
 PASSES = ("forward", "forward+backward")
 ESTIMATED = "v5e"  # the generation that the table shows
 COLUMNS = ("operation", "shape", "hardware", "implementation", "forward", "forward + backward", "compared with")
+STEP_COLUMNS = ("training step", "hardware", "implementation", "time", "tokens/s", "of the published peak")
 SERIES = "associative_scan"  # whose shapes include one amount of tokens in sequences of many lengths
 
 
@@ -103,6 +105,17 @@ def _estimated(shape: str, group: list[dict]) -> str:
     return f"{times['forward']:.3g} / {sum(times.values()):.3g} ms"
 
 
+def training(records: Sequence[dict]) -> str:
+    """Every variant of every training step, beside the baseline of the same run."""
+    steps = [r for r in records if r["op"] == "training_step"]
+    lines = []
+    for r in sorted(steps, key=lambda r: (r["device"], r["shape"], r["milliseconds"])):
+        share = f"{100 * r['share_of_peak']:.0f} %" if "share_of_peak" in r else ""
+        time = f"{_time(r)[:-1]} {r['baseline']})"
+        lines.append((r["shape"], r["device"], r["implementation"], time, f"{r['tokens_per_second']:,}", share))
+    return rows(STEP_COLUMNS, lines)
+
+
 def by_length(records: Sequence[dict]) -> dict[str, list[tuple[int, float]]]:
     """Implementation and pass -> (length, milliseconds), of the shapes with one product of batch and length."""
     found: dict[str, dict[int, float]] = {}
@@ -115,15 +128,15 @@ def by_length(records: Sequence[dict]) -> dict[str, list[tuple[int, float]]]:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m experiments.costs", description=__doc__)
-    parser.add_argument("--all", action="store_true")
-    parser.add_argument("--figure", action="store_true")
+    for flag in ("--training", "--all", "--figure"):
+        parser.add_argument(flag, action="store_true")
     arguments = parser.parse_args(argv[1:])
     records = read(KERNELS)
     if arguments.figure:
         plots.cost(KERNELS / "length.svg", by_length(records), "complex scan of 128 channels, 1,048,576 tokens in all")
         print(f"drawn {KERNELS / 'length.svg'}")
     else:
-        print(table(records) if arguments.all else layers(records))
+        print((table if arguments.all else training if arguments.training else layers)(records))
     return 0
 
 

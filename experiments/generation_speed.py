@@ -12,6 +12,7 @@ import argparse
 import gc
 import math
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -123,12 +124,10 @@ def measure(model: LanguageModel, variables, batch: int, config: ConfigDict) -> 
 def rising(config: ConfigDict, run: Callable[[int], bool]) -> None:
     """Runs larger and larger batches until one does not fit, then the largest power of two that does."""
     batch, largest = config.first_batch, 0
-    while batch <= config.largest_batch:
-        if not run(batch):
-            break
-        largest, batch = batch, batch * config.growth
-    else:
-        return
+    while run(batch):
+        if batch >= config.largest_batch:
+            return
+        largest, batch = batch, min(batch * config.growth, config.largest_batch)
     while (batch := batch // 2) > largest and not run(batch):
         pass
 
@@ -190,6 +189,8 @@ def main(argv: Sequence[str]) -> int:
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")  # of a GPU's memory: states are to fill it
     config = commandline.override(commandline.load_config(arguments.config), overrides)
+    if arguments.json:
+        pathlib.Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
     about = records.measured("experiments.generation_speed", argv, devices=1)
     bandwidth = copy_bandwidth()
     about["copy_gigabytes_per_second"] = round(bandwidth / 1e9)

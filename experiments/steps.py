@@ -62,16 +62,15 @@ def model_inputs(task: Task, batch: Batch) -> dict[str, Any]:
 def forward(model: nn.Module, task: Task, variables: Tree, batch: Batch, **options: Any) -> tuple[Sums, Tree]:
     """The sums of a batch, and the batch statistics after it; options: of the model, and of its `apply`."""
     inputs, targets, weights = model_inputs(task, batch), batch["targets"], batch.get("weights")
-    if task.kind == "language_model" and task.metric != "sequence_accuracy":
+    if task.kind == "language_model":
         inputs |= {"targets": targets, "weights": weights, "method": "cross_entropy"}
-        out, updated = model.apply(variables, **inputs, **options)
-        weight = targets.size if weights is None else jnp.sum(weights)
-        sums = Sums(*out, jnp.asarray(weight, jnp.float32))
+    out, updated = model.apply(variables, **inputs, **options)
+    if task.kind == "language_model":
+        weights = jnp.ones(targets.shape) if weights is None else weights.astype(jnp.float32)
+        parts = Sums(*out, weights.sum(1))
     else:
-        out, updated = model.apply(variables, **inputs, **options)
-        logits = out[0] if task.kind == "language_model" else out
-        sums = metrics.total(metrics.rows(logits, targets, weights), task.metric)
-    return sums, updated.get("batch_stats", {})
+        parts = metrics.rows(out, targets, weights)
+    return metrics.total(parts, task.metric), updated.get("batch_stats", {})
 
 
 def new_state(optimizer: optax.GradientTransformation, params: Tree, batch_stats: Tree) -> TrainState:

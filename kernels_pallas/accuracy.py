@@ -30,6 +30,7 @@ from kernels_pallas.cases import (
     selective,
     selective_step,
     short,
+    trapezoid,
 )
 from kernels_pallas.records import about, append
 
@@ -185,6 +186,29 @@ def duality_steps() -> Iterator[Case]:
         yield Case(duality_step, shape, dtype, n, inputs, ("x", "B", "C", "z"))
 
 
+def trapezoids() -> Iterator[Case]:
+    for dtype, batch, length, rank, heads, p, groups, n, planes, reset in [
+        ("bfloat16", 2, 1000, 1, 4, 64, 1, 128, 32, False),
+        ("bfloat16", 1, 2048, 4, 4, 64, 2, 64, 32, True),
+        ("float32", 1, 1000, 2, 2, 32, 1, 16, 4, True),
+    ]:
+        random, h = np.random.default_rng(length), heads
+        lanes, gates = (batch, length, rank) if rank > 1 else (batch, length), (batch, length, heads)
+        inputs = {name: random.normal(size=(*lanes, heads, p)) for name in ("v", "z")}
+        inputs |= {name: random.normal(size=(*lanes, groups, n)) for name in ("B", "C")}
+        dt, weight = random.uniform(0.001, 1, gates), random.uniform(size=gates)
+        inputs |= dict(log_decay_blh=-dt * np.geomspace(1e-3, 300, heads), rate_blh=dt)
+        inputs |= dict(previous_blh=(1 - weight) * dt, current_blh=weight * dt)
+        inputs |= dict(theta_blhs=np.pi * np.tanh(random.normal(size=(batch, length, 1, planes))))
+        inputs |= {f"{name}_bias_hrn": random.normal(size=(heads, rank, n)) for name in "BC"}
+        ends = (h, planes), (h, p, n), (rank, h, n), (rank, h, p)
+        state = trapezoid.State(*(random.normal(size=(batch, *shape)) for shape in ends))
+        inputs |= dict(D_h=random.normal(size=heads), initial_state=state)
+        starts = random.uniform(size=(batch, length)) < 0.01 if reset else None
+        shape = f"B{batch} L{length} R{rank} H{heads} P{p} N{n} G{groups} {dtype} gated" + " reset" * reset
+        yield Case(trapezoid, shape, dtype, length, inputs, ("v", "z", "B", "C"), dict(reset=starts))
+
+
 def short_convolutions() -> Iterator[Case]:
     for dtype, batch, length, d, k, reset in [
         ("bfloat16", 2, 1000, 256, 4, True),
@@ -206,6 +230,7 @@ OPERATIONS = {
     "selective_scan_step": selective_steps,
     "ssd": dualities,
     "ssd_step": duality_steps,
+    "mamba3": trapezoids,
     "short_convolution": short_convolutions,
 }
 

@@ -12,12 +12,14 @@ import numpy as np
 from kernels_pallas import associative_scan as scan
 from kernels_pallas import diagonal_system as diagonal
 from kernels_pallas import long_convolution as convolution
+from kernels_pallas import mamba3 as trapezoid
 from kernels_pallas import selective_scan as selective
 from kernels_pallas import short_convolution as short
 from kernels_pallas import ssd as duality
 from kernels_pallas.associative_scan import specs as scan_specs
 from kernels_pallas.diagonal_system import specs as diagonal_specs
 from kernels_pallas.long_convolution import specs as convolution_specs
+from kernels_pallas.mamba3 import specs as trapezoid_specs
 from kernels_pallas.selective_scan import specs as selective_specs
 from kernels_pallas.selective_scan import step as selective_step
 from kernels_pallas.selective_scan import step_specs as selective_step_specs
@@ -157,6 +159,29 @@ def dualities(specs) -> Iterator[Case]:
         yield Case(duality, str(spec), spec.dtype, "xla", scaled, inputs, moved, 2 * moved - size(x))
 
 
+def trapezoids(specs) -> Iterator[Case]:
+    names = "v B C log_decay_blh previous_blh current_blh theta_blhs rate_blh B_bias_hrn C_bias_hrn D_h z".split()
+
+    def given(name):
+        def run(*inputs):
+            arguments = dict(zip(names, inputs, strict=True))
+            return trapezoid.mamba3(**arguments, layout="pairs", implementation=name)[0]
+
+        return run
+
+    for spec in specs:
+        tokens, heads, n = (spec.batch, spec.length), spec.heads, spec.states
+        lanes, biases = (*tokens, spec.rank) if spec.rank > 1 else tokens, (heads, spec.rank, n)
+        v, z = (normal(i, *lanes, heads, spec.channels).astype(spec.dtype) for i in (0, 1))
+        B, C = (normal(i, *lanes, spec.groups, n).astype(spec.dtype) for i in (2, 3))
+        dt = jax.random.uniform(jax.random.key(4), (*tokens, heads), minval=0.01, maxval=0.1)
+        theta = jnp.pi * jnp.tanh(normal(5, *tokens, 1, spec.planes))
+        inputs = (v, B, C, -4 * dt, dt / 2, dt / 2, theta, dt, normal(6, *biases), normal(7, *biases))
+        inputs += (jnp.ones(heads), z)
+        moved = size(v, z, v, B, C, theta, dt, dt, dt, dt)
+        yield Case(trapezoid, str(spec), spec.dtype, "xla", given, inputs, moved, 2 * moved - size(v))
+
+
 def short_convolutions(specs) -> Iterator[Case]:
     for spec in specs:
         x = normal(0, spec.batch, spec.length, spec.channels).astype(spec.dtype)
@@ -204,5 +229,6 @@ OPERATIONS = {
     "selective_scan_step": (selective_steps, selective_step_specs),
     "ssd": (dualities, duality_specs),
     "ssd_step": (duality_steps, duality_step_specs),
+    "mamba3": (trapezoids, trapezoid_specs),
     "short_convolution": (short_convolutions, short_specs),
 }

@@ -6,8 +6,9 @@ A bundle is an instruction word of a TPU's TensorCore: what its scalar, vector, 
 one cycle; the compiler fixes their order, and waits are words too. The bundles of a kernel's inner loop are thus its
 cycles, but for waits that only the hardware knows: for the memory, and for matrix units that take products slower than
 they are issued. So beside them stand the time of one iteration's products at the published peak, and that of the bytes
-that it streams at the published bandwidth; the longest of the three bounds the loop. A token is one of one channel.
-What comes once a tile, as the start of its transfers, is not counted. It needs libtpu, and no TPU.
+that it streams at the published bandwidth; the longest of the three bounds the loop. A token is one of one channel, or
+in state space duality of one head. Where the innermost loop is run a few times by the one around it, an iteration is
+one of the latter. What comes once a tile, as the start of its transfers, is not counted. It needs libtpu, and no TPU.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -31,6 +33,14 @@ from kernels_pallas.long_convolution import specs as convolution_specs
 from kernels_pallas.long_convolution import tpu as convolution
 from kernels_pallas.long_convolution.xla import Tables
 from kernels_pallas.records import append
+from kernels_pallas.selective_scan import specs as selective_specs
+from kernels_pallas.selective_scan import tpu as selective
+from kernels_pallas.selective_scan import tpu_backward, tpu_forward
+from kernels_pallas.selective_scan.tpu_tiles import AT_ONCE, CHANNELS, CHUNK, TILE
+from kernels_pallas.ssd import specs as duality_specs
+from kernels_pallas.ssd import tpu as duality
+from kernels_pallas.ssd import tpu_backward as duality_backward
+from kernels_pallas.ssd import tpu_walk as duality_walk
 
 
 class Generation(NamedTuple):
@@ -71,6 +81,7 @@ class Loop(NamedTuple):
     tokens: int
     bytes: int
     multiplied: tuple[int, int] = (0, 0)  # pairs of numbers, in products of 128 and of 256 columns
+    trips: int = 0  # of the innermost loop, in an iteration of the one around it
 
 
 def like(*shape: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
@@ -120,7 +131,60 @@ def passes(spec, dtype: str, precision: str) -> Iterator[Loop]:
         yield Loop("long_convolution", shape, dtype, which, run, arrays, tokens, moved, multiplied)
 
 
-def bundles(function: Callable, arrays: tuple, topology: str, folder: str) -> int:
+def selective_scans() -> Iterator[Loop]:
+    """A chunk of tokens of one slice of states an iteration; what every slice is a part of counts as its share."""
+    for spec in (selective_specs.GPU[0], *selective_specs.GPU[2:]):
+        n, tokens = spec.states, (spec.batch, spec.length, spec.channels)
+        x, states, d = like(*tokens, dtype=spec.dtype), like(*tokens[:2], n), like(spec.channels)
+        given = dict(x=x, dt=x, A=like(spec.channels, n), B=states, C=states, D=d, dt_bias=d, z=x)
+        inputs = jax.eval_shape(lambda given: selective.in_tiles(given, True), given)
+        h = jax.eval_shape(selective.in_registers, like(spec.batch, spec.channels, n))
+        saved, size, slices = like(spec.batch, spec.length // TILE, *h.shape[1:]), x.dtype.itemsize, h.shape[2]
+        forward = lambda *arrays: tpu_forward.forward(*arrays, True, False)  # noqa: E731
+        backward = lambda *arrays: tpu_backward.backward(*arrays, True)  # noqa: E731
+        for which, function, arrays, groups, streams, kept in (
+            ("forward", forward, (inputs, h), tpu_forward.GROUPS, 4, 0),
+            ("backward", backward, (inputs, saved, x, h), 1, 7, 4 * n / TILE),
+        ):
+            count = CHUNK * groups * CHANNELS // slices
+            spread = (2 if which == "forward" else 4) * 4 * n * CHUNK // slices  # B and C, and their cotangents
+            moved = round(count * (streams * size + kept)) + spread
+            trips = CHUNK // AT_ONCE
+            yield Loop("selective_scan", str(spec), spec.dtype, which, function, arrays, count, moved, trips=trips)
+
+
+def dualities() -> Iterator[Loop]:
+    """A span of chunks of a block of heads an iteration."""
+    for spec in (duality_specs.GPU[0], duality_specs.GPU[2]):
+        batch, length, heads, p, groups, n, dtype = spec
+        x, B = like(batch, length, heads, p, dtype=dtype), like(batch, length, groups, n, dtype=dtype)
+        walk, q = duality_walk.Walk.of(x, B, None, 1), duality_walk.Q
+        gates, D, h = (
+            like(batch, walk.grid[1], length // q, 3 * walk.heads, q),
+            like(heads, p),
+            like(batch, n, heads, p),
+        )
+        states = like(batch, walk.grid[2], n, heads * p, dtype=dtype)
+        lanes, size, per_head = walk.tiles * q, x.dtype.itemsize, 4 * q * walk.heads
+        square, seen, across = walk.tile.together, (walk.tile.together + 1) / 2, n / q  # products of 128 x 128 x 128
+        for which, function, arrays, moved, count in (
+            (
+                "forward", partial(duality.forward, rank=1, keep=False), (x, gates, B, B, D, h),
+                2 * q * (lanes + n) * size + 3 * per_head,
+                walk.tiles * (seen + 2 * across) + seen * across,
+            ),
+            (
+                "gradients", partial(duality_backward.gradients, rank=1), (x, gates, B, B, D, x, states, h),
+                q * (3 * lanes + 2 * n) * size + n * lanes * size // walk.chunks + 8 * q * n + 5 * per_head,
+                walk.tiles * (seen + square + (6 - 1 / walk.chunks) * across) + (2 * seen + square) * across,
+            ),
+        ):  # fmt: skip
+            trips, tokens = walk.chunks, walk.chunks * q * walk.heads
+            multiplied = int(trips * count * q**3), 0
+            yield Loop("ssd", str(spec), dtype, which, function, arrays, tokens, trips * moved, multiplied, trips)
+
+
+def bundles(function: Callable, arrays: tuple, topology: str, folder: str, trips: int = 0) -> int:
     """Those of the inner loop of the one kernel in a function; libtpu leaves what it compiles in the folder."""
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     one = jax.sharding.SingleDeviceSharding(described.devices[0])
@@ -135,18 +199,22 @@ def bundles(function: Callable, arrays: tuple, topology: str, folder: str) -> in
         elif of_what and not of_what[1].endswith("-TLP") and '"tpu_custom_call"' in text:  # TLP: all of a program
             kernels.append(of_what[1])
     (kernel,) = kernels
-    return count(schedules[kernel])
+    return count(schedules[kernel], trips)
 
 
-def count(schedule: str) -> int:
-    """The bundles of the innermost loop: each on a line, with an address and a > for every loop around it."""
+def count(schedule: str, trips: int = 0) -> int:
+    """The bundles of the innermost loop: each on a line, with an address and a > for every loop around it.
+
+    With trips, those of the loop around it, which runs it so often.
+    """
     depths = [len(x) for x in re.findall(r"^ *(?:0|0x[0-9a-f]+) +(?:[A-Z]{2})? *: +(>*) *\{", schedule, re.MULTILINE)]
-    return depths.count(max(depths))
+    inner = depths.count(max(depths))
+    return depths.count(max(depths) - 1) + trips * inner if trips else inner
 
 
 def estimate(loop: Loop, name: str, folder: str) -> dict:
     generation = GENERATIONS[name]
-    words = bundles(loop.function, loop.arrays, generation.topology, folder)
+    words = bundles(loop.function, loop.arrays, generation.topology, folder, loop.trips)
     flops = 2 * (loop.multiplied[0] * generation.columns // 128 + loop.multiplied[1])  # some columns may be idle
     times = {
         "bundles": words / generation.gigahertz,
@@ -187,7 +255,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         start(folder)
-        for loop, name in itertools.product((*scans(), *convolutions()), GENERATIONS):
+        for loop, name in itertools.product((*scans(), *convolutions(), *selective_scans(), *dualities()), GENERATIONS):
             record = estimate(loop, name, folder)
             print(f"{loop.op:17}{loop.shape:64}{loop.which:10}{name:4}{TEXT.format(**record)}", flush=True)
             append(arguments.json, record | about)

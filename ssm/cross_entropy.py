@@ -21,9 +21,9 @@ def cross_entropy(
     weights_bl: Float[Array, "b l"] | None = None,
     *,
     logits_at_once: int = LOGITS,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    r"""$\sum_t w_t (\log \sum_v e^{z_{tv}} - z_{t, y_t})$ in nats with $z = x W^\top$, and the sum of $w_t$ over the
-    tokens whose target has no likelier rival.
+) -> tuple[Float[Array, ""], Float[Array, " b"]]:
+    r"""$\sum_t w_t (\log \sum_v e^{z_{tv}} - z_{t, y_t})$ in nats over the tokens of all rows, where $z = x W^\top$;
+    and each row's sum of $w_t$ over the tokens whose target has no likelier rival.
 
     Logits and sums are float32 or better; products take x's dtype, which the gradient of a logit is rounded to, as
     every other gradient of an activation is. weights: None for ones. Only the first sum has a gradient.
@@ -43,16 +43,17 @@ def cross_entropy(
 
 @jax.custom_vjp
 def _sums(kernel_vd, x_cbld, targets_cbl, weights_cbl):
+    kernel = kernel_vd.astype(x_cbld.dtype)
     (loss, correct), _ = jax.lax.scan(
-        lambda sums, piece: (_added(sums, _piece(kernel_vd, *piece)[0]), None),
-        _nothing(weights_cbl, 2),
+        lambda sums, piece: (_added(sums, _piece(kernel, *piece)[0]), None),
+        _nothing(weights_cbl),
         (x_cbld, targets_cbl, weights_cbl),
     )
     return loss, correct
 
 
-def _nothing(like, count):
-    return (jnp.zeros((), like.dtype),) * count
+def _nothing(weights_cbl):
+    return jnp.zeros((), weights_cbl.dtype), jnp.zeros_like(weights_cbl[0, :, 0])
 
 
 def _added(sums, more):
@@ -61,26 +62,28 @@ def _added(sums, more):
 
 def _piece(kernel_vd, x_bld, targets_bl, weights_bl):
     """(the two sums, what the gradient is made of: the logits less their log of summed exponentials, the losses)."""
-    logits = jnp.einsum("bld,vd->blv", x_bld, kernel_vd.astype(x_bld.dtype), preferred_element_type=weights_bl.dtype)
+    logits = jnp.einsum("bld,vd->blv", x_bld, kernel_vd, preferred_element_type=weights_bl.dtype)
     largest = jnp.max(logits, -1)
     total = largest + jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), -1))
     own = jnp.take_along_axis(logits, targets_bl[..., None], -1)[..., 0]
     losses = total - own
-    sums = jnp.sum(weights_bl * losses), jnp.sum(jnp.where(own >= largest, weights_bl, 0))
+    sums = jnp.sum(weights_bl * losses), jnp.sum(jnp.where(own >= largest, weights_bl, 0), 1)
     return sums, (logits - total[..., None], losses)
 
 
 def _with_gradients(kernel_vd, x_cbld, targets_cbl, weights_cbl):
+    kernel = kernel_vd.astype(x_cbld.dtype)
+
     def advance(carry, piece):
         x_bld, targets_bl, weights_bl = piece
-        sums, (log_p, losses) = _piece(kernel_vd, *piece)
+        sums, (log_p, losses) = _piece(kernel, *piece)
         own = jax.lax.broadcasted_iota(targets_bl.dtype, log_p.shape, 2) == targets_bl[..., None]
         logits_bar = (weights_bl[..., None] * (jnp.exp(log_p) - own.astype(log_p.dtype))).astype(x_bld.dtype)
-        x_bar = jnp.einsum("blv,vd->bld", logits_bar, kernel_vd.astype(x_bld.dtype))
+        x_bar = jnp.einsum("blv,vd->bld", logits_bar, kernel)
         kernel_bar = jnp.einsum("blv,bld->vd", logits_bar, x_bld, preferred_element_type=weights_bl.dtype)
         return _added(carry, (sums, kernel_bar)), (x_bar, losses)
 
-    start = _nothing(weights_cbl, 2), jnp.zeros(kernel_vd.shape, weights_cbl.dtype)
+    start = _nothing(weights_cbl), jnp.zeros(kernel_vd.shape, weights_cbl.dtype)
     (sums, kernel_bar), (x_bar, losses) = jax.lax.scan(advance, start, (x_cbld, targets_cbl, weights_cbl))
     return sums, (kernel_bar.astype(kernel_vd.dtype), x_bar, losses)
 

@@ -198,7 +198,8 @@ def _one_by_one(model, variables, logits, state, max_tokens, draw, key):
     token, active = _nothing(logits)
     for i in range(max_tokens):
         token, active = _draw(logits, key, i, token, active, **draw)
-        logits, state = _step(model, variables, token, state)
+        if i + 1 < max_tokens:
+            logits, state = _step(model, variables, token, state)
         yield token
         if draw["stop"] and not active.any():
             return

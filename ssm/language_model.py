@@ -153,7 +153,7 @@ class LanguageModel(nn.Module):
         *,
         segment_ids: Int[Array, "b l"] | None = None,
         train: bool = False,
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    ) -> tuple[Float[Array, ""], Float[Array, " b"]]:
         """The sums of `ssm.cross_entropy`, of every token's logits: what to train by. Raises as `__call__` does."""
         x, _ = self.hidden(tokens, segment_ids=segment_ids, train=train)
         if self.tie_embeddings:

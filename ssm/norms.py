@@ -1,4 +1,4 @@
-"""Root-mean-square norms, plain and gated, in float32 whatever comes in."""
+"""Root-mean-square norms, plain and gated, and lengths of 1, in float32 whatever comes in."""
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,11 @@ def rms_norm(
     if scale is not None:
         y = y * scale.astype(y.dtype).reshape((1,) * (y.ndim - 1) + scale.shape)
     return y.astype(x.dtype)
+
+
+def l2_norm(x: Float[Array, "... n"], *, eps: float = 1e-6) -> Float[Array, "... n"]:
+    """x / sqrt(sum(x^2) + eps) over the last axis: of length 1 where x is not small; in x's dtype."""
+    return rms_norm(x, eps=eps / x.shape[-1]) * x.shape[-1] ** -0.5
 
 
 def gated_rms_norm(

@@ -27,6 +27,8 @@ from kernels_pallas import dispatch
 
 dispatch.backend_refusal = lambda implementation: ""
 
+plain, like = like, lambda *shape, of="float32", split=False: plain(shape, of)
+
 def in_place(step, state, arrays):
     compiled = jax.jit(step, donate_argnums=0).trace(state, arrays).lower(lowering_platforms=("tpu",)).compile()
     assert "output_to_operand_aliasing={{1}: (" in compiled.as_text()

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kernels_pallas.dispatch import at_least_float32, choose, varying_like
+from kernels_pallas.dispatch import FUSED, at_least_float32, choose, varying_like
 from kernels_pallas.selective_scan import reference, xla
 from kernels_pallas.selective_scan.step import selective_scan_step
 
 __all__ = ["IMPLEMENTATIONS", "selective_scan", "selective_scan_step"]
 
-IMPLEMENTATIONS = ("reference", "xla", "gpu")
+IMPLEMENTATIONS = ("reference", "xla", "gpu", "tpu")
 
 
 def selective_scan(
@@ -39,8 +39,9 @@ def selective_scan(
 
     dt: time of each token, as it is or of softplus(dt + dt_bias). A: eigenvalues in 1/time. z: gates y, where given.
     initial_state: zeros by default. reset: True at tokens that forget the states before them. chunk_size: of "xla", in
-    tokens; its gradient keeps one state a chunk. "gpu", the kernel for Hopper GPUs, keeps one in 64 tokens, and sums
-    the gradients of B and C over channels as bfloat16 products where y's cotangent is bfloat16.
+    tokens; its gradient keeps one state a chunk. "gpu", the kernel for Hopper GPUs, and "tpu" keep one in 64 tokens;
+    "gpu" sums the gradients of B and C over channels as bfloat16 products where y's cotangent is bfloat16, and "tpu"
+    takes at most 64 states a channel.
     Computed in A's dtype, float32 or better, which the state has; y has x's.
     Raises ValueError naming the argument whose shape or value does not fit, or an unknown implementation.
     """
@@ -49,9 +50,10 @@ def selective_scan(
     precise = at_least_float32(A_dn.dtype)
     A = A_dn.astype(precise)
     h = jnp.zeros((len(x_bld), *A.shape), precise) if initial_state_bdn is None else initial_state_bdn.astype(precise)
-    chosen = choose(implementation, IMPLEMENTATIONS, lambda _: _gpu().refusal(x_bld, dt_bld, A, z_bld), "xla")
-    if chosen == "gpu":
-        return _gpu().run(x_bld, dt_bld, A, B_bln, C_bln, D_d, dt_bias_d, z_bld, reset, h, softplus)
+    refusal = lambda backend: _kernel(backend).refusal(x_bld, dt_bld, A, z_bld)  # noqa: E731
+    chosen = choose(implementation, IMPLEMENTATIONS, refusal, "xla")
+    if chosen in FUSED:
+        return _kernel(chosen).run(x_bld, dt_bld, A, B_bln, C_bln, D_d, dt_bias_d, z_bld, reset, h, softplus)
     x, dt, B, C = (v.astype(precise) for v in (x_bld, dt_bld, B_bln, C_bln))
     dt = dt if dt_bias_d is None else dt + dt_bias_d.astype(precise)[None, None]
     arrays = x, jax.nn.softplus(dt) if softplus else dt, A, B, C, reset
@@ -62,8 +64,8 @@ def selective_scan(
     return y.astype(x_bld.dtype), last
 
 
-def _gpu():
-    return importlib.import_module("kernels_pallas.selective_scan.gpu")
+def _kernel(backend: str):
+    return importlib.import_module(f"kernels_pallas.selective_scan.{backend}")
 
 
 def _check(x, dt, A, B, C, initial_state, optional: dict, chunk_size) -> None:

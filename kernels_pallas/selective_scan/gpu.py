@@ -14,37 +14,28 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels_pallas.partition import over_batch
+from kernels_pallas.selective_scan import fused
+from kernels_pallas.selective_scan.fused import AXES, LOG_2_E, NEVER, pad
 from kernels_pallas.selective_scan.gpu_backward import backward
 from kernels_pallas.selective_scan.gpu_forward import Inputs, forward, summaries
-from kernels_pallas.selective_scan.gpu_tiles import LOG_2_E, TILE, multiples
+from kernels_pallas.selective_scan.gpu_tiles import TILE, multiples
 
 STATES = (16, 32)  # that a kernel takes; of more, several do
-NEVER = -1e30  # as dt before softplus
-AXES = dict(x="b l d", dt="b l d", A="d n", B="b l n", C="b l n", D="d", dt_bias="d", z="b l d", forget="b l")
-
-
-def refusal(x, dt, A, z) -> str:
-    """Why these arrays cannot be run here; "" where they can."""
-    for name, value in {"x": x, "dt": dt, "z": z}.items():
-        if value is not None and value.dtype not in (jnp.float32, jnp.bfloat16):
-            return f"{name} is {value.dtype}; it takes float32 or bfloat16"
-    return "" if A.dtype == jnp.float32 else f"A is {A.dtype}; it takes float32"
+refusal = fused.refusal
 
 
 def run(x, dt, A, B, C, D, dt_bias, z, reset, h, softplus: bool) -> tuple[jax.Array, jax.Array]:
     """y, and the state after the last token; D, dt_bias, z and reset may be None."""
     d, most = x.shape[2], STATES[-1]
-    if dt_bias is not None and not softplus:  # it would move the padding, which must take no time
-        dt, dt_bias = dt.astype(jnp.float32) + dt_bias.astype(jnp.float32)[None, None], None
-    B, C, D, dt_bias = (jnp.zeros(d) if v is None else v.astype(jnp.float32) for v in (B, C, D, dt_bias))
-    forget = None if reset is None else jnp.where(reset, -jnp.inf, 0.0)
-    inputs = Inputs(x, dt, A, B, C, D, dt_bias, z, forget)
+    inputs = Inputs(**fused.present(x, dt, A, B, C, D, dt_bias, z, reset, softplus))
     if A.shape[1] <= most:
         return _run(inputs, h, softplus)
     y, ends = jnp.zeros(x.shape, jnp.float32), []
     for start in range(0, A.shape[1], most):
         part = lambda v: v[..., start : start + most]  # noqa: B023,E731
-        some = inputs._replace(A=part(A), B=part(B), C=part(C), D=jnp.zeros(d) if start else D, z=None)
+        some = inputs._replace(
+            A=part(A), B=part(inputs.B), C=part(inputs.C), D=jnp.zeros(d) if start else inputs.D, z=None
+        )
         read, end = _run(some, part(h), softplus)
         y += read.astype(jnp.float32)
         ends.append(end)
@@ -83,7 +74,7 @@ def _backward(softplus: bool, residuals: tuple, cotangents: tuple):
         inputs, d_last = _whole(dict(zip(present, arrays, strict=False)), d_last, softplus)
         to = {axis: new - old for axis, new, old in zip("bld", inputs.x.shape, dy.shape, strict=True)}
         to |= dict(c=inputs.x.shape[1] // TILE - states.shape[1], n=inputs.A.shape[1] - n)
-        dy, states = _pad(dy, "b l d", to), _pad(states, "b c d n", to)
+        dy, states = pad(dy, "b l d", to), pad(states, "b c d n", to)
         out = backward(inputs, states, dy, _entering(inputs, d_last, softplus, dy), softplus)
         out |= {name: out[name].sum(1).reshape(batch, -1, inputs.A.shape[1]) for name in "BC"}
         out |= {name: out[name].sum(1) for name in ("A", "D", "dt_bias")} | {"h": out["h"][:, 0]}
@@ -109,13 +100,8 @@ def _whole(present: dict, h: jax.Array, softplus: bool) -> tuple[Inputs, jax.Arr
     n = next(n for n in STATES if n >= few)
     tokens, channels = multiples(batch, length, d, n)
     to, still = dict(l=-length % tokens, d=-d % channels, n=n - few), NEVER if softplus else 0.0
-    padded = {name: _pad(v, AXES[name], to, still if name == "dt" else 0.0) for name, v in present.items()}
-    return Inputs(**padded | {"A": padded["A"] * LOG_2_E}), _pad(h, "b d n", to)
-
-
-def _pad(v: jax.Array, axes: str, to: dict, value: float = 0.0) -> jax.Array:
-    widths = [(0, to.get(axis, 0)) for axis in axes.split()]
-    return jnp.pad(v, widths, constant_values=value) if any(map(sum, widths)) else v
+    padded = {name: pad(v, AXES[name], to, still if name == "dt" else 0.0) for name, v in present.items()}
+    return Inputs(**padded | {"A": padded["A"] * LOG_2_E}), pad(h, "b d n", to)
 
 
 def _entering(inputs: Inputs, h: jax.Array, softplus: bool, dy: jax.Array | None = None) -> jax.Array:

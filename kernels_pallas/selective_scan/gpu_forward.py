@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels_pallas.selective_scan import fused
 from kernels_pallas.selective_scan import gpu_tiles as tiles
 from kernels_pallas.selective_scan.gpu_tiles import TILE, Plan
 
@@ -129,7 +130,7 @@ def drive(slots: dict, bias, dt_ref, u_ref, plan: Plan, softplus: bool) -> None:
         part = lambda name: tiles.load(slots[name].at[rows], plan.plane).astype(jnp.float32)  # noqa: B023,E731
         dt = part("dt")
         dt += tiles.broadcast(bias, dt.shape, 1, plan.plane)
-        dt_ref[rows] = dt = tiles.softplus(dt) if softplus else dt
+        dt_ref[rows] = dt = fused.softplus(dt) if softplus else dt
         if u_ref is not None:
             u_ref[rows] = dt * part("x")
 

@@ -1,12 +1,13 @@
 """How a warpgroup divides a tile, and the functions of single numbers that its lanes compute."""
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from kernels_pallas.selective_scan.fused import LOG_2_E
 
 TILE = 64  # tokens
 ROWS = 32  # tokens whose planes are computed together
@@ -16,10 +17,6 @@ BUSY = 100  # warpgroups that are worth no cut, which reads the sequence twice
 SLOTS = 528  # warpgroups that a cut makes, at most
 SHORTEST_SEGMENT = 512  # tokens
 AXES = ("block", "segment", "batch")
-LOG_2_E = math.log2(math.e)
-# log(1 + e) / e for e from 0 to 1, to 1.8e-7
-LOG_1_PLUS = (1.0, -0.499995023, 0.333192706, -0.248443693, 0.191114306)
-LOG_1_PLUS += (-0.136747703, 0.0783616677, -0.0295885075, 0.00525345793)
 OPTIONS = plgpu.CompilerParams(
     approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane
 )
@@ -117,15 +114,6 @@ def broadcast(x, shape: tuple, axis: int, layout):
 
 def load(ref, layout):
     return plgpu.load(ref, layout=layout, optimized=False)
-
-
-def softplus(x):
-    """log(1 + e^x), as exact for small ones as for large."""
-    e = jnp.exp2(-LOG_2_E * jnp.abs(x))
-    total = jnp.full_like(x, LOG_1_PLUS[-1])
-    for coefficient in LOG_1_PLUS[-2::-1]:
-        total = total * e + coefficient
-    return jnp.maximum(x, 0.0) + total * e
 
 
 def sigmoid(x):

@@ -50,8 +50,9 @@ def selective_scan_step(
     arrays |= dict(D=exact(D_d), z=z_bd, dt_bias=exact(dt_bias_d))
     chosen = choose(implementation, IMPLEMENTATIONS, lambda name: _module(name).refusal(**arrays), "xla")
     if chosen in FUSED:
-        kernel, plain = partial(_module(chosen).step, softplus=softplus), partial(composed, advance, softplus)
-        return stepping.run(kernel, plain, AXES, "b d, b d n", arrays)
+        kernel = partial(composed, _module("tpu").core, softplus)
+        kernel = partial(_module("gpu").step, softplus=softplus) if chosen == "gpu" else kernel
+        return stepping.run(kernel, partial(composed, advance, softplus), AXES, "b d, b d n", arrays)
     return composed(advance if chosen == "xla" else _sequence_of_one, softplus, **arrays)
 
 

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kernels_pallas.dispatch import at_least_float32, choose, varying_like
+from kernels_pallas.dispatch import FUSED, at_least_float32, choose, varying_like
 from kernels_pallas.ssd import reference, xla
 from kernels_pallas.ssd.step import ssd_step
 from kernels_pallas.ssd.xla import segsum
 
 __all__ = ["IMPLEMENTATIONS", "segsum", "ssd", "ssd_step"]
 
-IMPLEMENTATIONS = ("reference", "xla", "gpu")
+IMPLEMENTATIONS = ("reference", "xla", *FUSED)
 
 
 def ssd(
@@ -39,8 +39,9 @@ def ssd(
     Without a rank axis r, or with one. log_decay_blh: at most 0, down to -inf. B, C: head i reads group
     i // (h / g). initial_state: zeros by default. dt_blh, D_h (h,) or (h, p), z: left out, nothing is scaled, skipped
     or gated. reset: True at tokens that forget the states before them. chunk_size: q of the "xla" implementation,
-    whose time grows with q and whose memory for states with 1/q; "gpu", the kernel for Hopper GPUs, has its own.
-    Sums and states in float32 or better; "gpu" multiplies bfloat16, the others in the states' precision.
+    whose time grows with q and whose memory for states with 1/q; "gpu", the kernel for Hopper GPUs, and "tpu" have
+    their own. Sums and states in float32 or better; "gpu" multiplies bfloat16, "tpu" what x, B and C are, the others in
+    the states' precision.
     y has x's dtype, the last state keeps the precision.
     Raises ValueError naming the argument whose shape or value does not fit, or an unknown implementation.
     """
@@ -52,9 +53,9 @@ def ssd(
     a, dt, D = map(exact, (log_decay_blh, dt_blh, D_h))
     a = a if reset is None else jnp.where(reset[:, :, None], -jnp.inf, a)
     chosen = choose(implementation, IMPLEMENTATIONS, lambda name: _module(name).refusal(x, B, C, z), "xla")
-    if chosen == "gpu":
+    if chosen in FUSED:
         dt = jnp.ones_like(a) if dt is None else dt
-        return _module("gpu").run(x, a, B, C, h, dt, jnp.zeros(x.shape[-2], precise) if D is None else D, z)
+        return _module(chosen).run(x, a, B, C, h, dt, jnp.zeros(x.shape[-2], precise) if D is None else D, z)
     with_rank = lambda v: exact(v) if x.ndim == 5 else exact(v)[:, :, None]  # noqa: E731
     v = with_rank(x) if dt is None else dt[:, :, None, :, None] * with_rank(x)
     arrays = v, a, with_rank(B), with_rank(C)

@@ -22,7 +22,8 @@ from kernels_pallas.ssd.gpu_tiles import COLUMNS, ROWS, Q
 from kernels_pallas.ssd.gpu_walk import Segments
 
 STAGES = 2
-CHANNELS, STATES = (32, 64, 128), 128
+CHANNELS = (32, 64, 128)
+STATES, MOST_STATES = 128, 256  # of a walk; of several, whose outputs are summed
 
 
 def refusal(x, B, C, z) -> str:
@@ -32,15 +33,33 @@ def refusal(x, B, C, z) -> str:
             return f"{name} is {v.dtype}, and its products are of bfloat16"
     if x.shape[-1] not in CHANNELS:
         return f"a head has {x.shape[-1]} channels, not one of {', '.join(map(str, CHANNELS))}"
-    if B.shape[-1] > STATES:
-        return f"there are {B.shape[-1]} states, more than {STATES}"
+    if B.shape[-1] > MOST_STATES:
+        return f"there are {B.shape[-1]} states, more than {MOST_STATES}"
     if x.ndim == 5 and Q % x.shape[2]:
         return f"the rank is {x.shape[2]}, which does not divide {Q}"
     return ""
 
 
 def run(x, a, B, C, h, dt, D, z):
-    """(y, last state), of what `refusal` takes; a and dt (b, l, h), h (b, h, p, n), D (h,) or (h, p), z like x."""
+    """(y, last state), of what `refusal` takes; a and dt (b, l, h), h (b, h, p, n), D (h,) or (h, p), z like x.
+
+    No state meets another one before the sum over states: more than `STATES` walk in blocks.
+    """
+    if (n := B.shape[-1]) <= STATES:
+        return _walk(x, a, B, C, h, dt, D, z)
+    blocks = [slice(i, i + STATES) for i in range(0, n, STATES)]
+    skips = [D] + [jnp.zeros_like(D)] * (len(blocks) - 1)
+    parts = [
+        _walk(x, a, B[..., block], C[..., block], h[..., block], dt, skip, None)
+        for block, skip in zip(blocks, skips, strict=True)
+    ]
+    y = sum(part.astype(jnp.float32) for part, _ in parts)
+    y = y if z is None else y * jax.nn.silu(z.astype(jnp.float32))
+    return y.astype(x.dtype), jnp.concatenate([last for _, last in parts], -1)
+
+
+def _walk(x, a, B, C, h, dt, D, z):
+    """As `run`, of at most `STATES` states."""
     batch, length, *ranks, heads, p = x.shape
     rank, n, blocks = math.prod(ranks), B.shape[-1], max(1, p // Q)
 

@@ -48,8 +48,12 @@ class Segments(NamedTuple):
         """The state that enters every segment, of h at the first walked; arguments as in `walk`."""
         if self.count == 1:
             return h
-        each = lambda v: v.reshape(self.batch, self.count, *v.shape[1:])  # noqa: E731
         (ends,) = walk(x, gates, B, jnp.zeros((x.shape[0], *h.shape[1:])), reverse=reverse, keep=False)
+        return self.across(ends, gates, h, reverse)
+
+    def across(self, ends: jax.Array, gates: jax.Array, h: jax.Array, reverse: bool) -> jax.Array:
+        """The state that enters every segment, of h at the first walked and of what each leaves of no state."""
+        each = lambda v: v.reshape(self.batch, self.count, *v.shape[1:])  # noqa: E731
         decays, ends = each(jnp.exp2(gates[:, :, :, 0, -1].sum(-1)))[..., None, None], each(ends)
         entering = {}
         for s in range(self.count)[:: -1 if reverse else 1]:

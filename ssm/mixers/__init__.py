@@ -7,6 +7,7 @@ import flax.linen as nn
 
 from ssm.mixers.attention import Attention
 from ssm.mixers.dss import DSS
+from ssm.mixers.gated_deltanet import GatedDeltaNet
 from ssm.mixers.liquid_s4 import LiquidS4
 from ssm.mixers.lru import LRU
 from ssm.mixers.mamba import Mamba
@@ -27,6 +28,7 @@ MIXERS = {
     "mamba": Mamba,
     "mamba2": Mamba2,
     "mamba3": Mamba3,
+    "gated_deltanet": GatedDeltaNet,
     "attention": Attention,
 }
 

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels_pallas.dispatch import at_least_float32
+from kernels_pallas.dispatch import at_least_float32, rounded_product
+from kernels_pallas.rotation import rotate
 from ssm.initializers import uniform_fan_in
 from ssm.naming import check_state, unknown
 from ssm.recurrence import segment_starts
-from ssm.rotation import rotate
 
 QUERIES = 512  # that look at their keys together: what the last of them sees, the first need not pass over
 CACHES = ("float32", "bfloat16")
@@ -121,12 +121,11 @@ def step(
     behind_bk = slots[None] <= slot_b[:, None]
     seen_blk = jnp.stack([seen_bk & behind_bk, seen_bk & ~behind_bk] if len(laps) == 2 else [seen_bk], 1)
 
-    wide, laps_blgip = at_least_float32(q_bhp.dtype), jnp.stack(laps, 1).reshape(batch, len(laps), groups, -1, size)
-    scores = jnp.einsum("blgip,bgkp->blgik", laps_blgip, keys.astype(q_bhp.dtype), preferred_element_type=wide)
-    scores = jnp.where(seen_blk[:, :, None, None], scores / size**0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, (1, 4)).astype(q_bhp.dtype)
-    y = jnp.einsum("blgik,bgkp->blgip", weights, values.astype(q_bhp.dtype), preferred_element_type=wide)
-    y = jnp.sum(y, 1).reshape(q_bhp.shape).astype(q_bhp.dtype)
+    product = partial(rounded_product, dtype=q_bhp.dtype, precision="default")
+    laps_blgip = jnp.stack(laps, 1).reshape(batch, len(laps), groups, -1, size)
+    scores = product("blgip,bgkp->blgik", laps_blgip, keys) / size**0.5
+    weights = jax.nn.softmax(jnp.where(seen_blk[:, :, None, None], scores, -jnp.inf), (1, 4))
+    y = jnp.sum(product("blgik,bgkp->blgip", weights, values), 1).reshape(q_bhp.shape).astype(q_bhp.dtype)
     after = jnp.mod(slot_b + 1, window), jnp.minimum(state.kept_b + 1, window)
     return y, State(keys, values, *(x.astype(jnp.float32) for x in after))
 

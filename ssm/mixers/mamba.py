@@ -22,7 +22,7 @@ from kernels_pallas.dispatch import at_least_float32
 from kernels_pallas.selective_scan import selective_scan, selective_scan_step
 from kernels_pallas.selective_scan.xla import by_chunks, tree
 from kernels_pallas.short_convolution import short_convolution
-from ssm.discretize import ONE_INPUT_RULES, check_rule, discretize
+from ssm.discretize import LOG_RULES, ONE_INPUT_RULES, check_rule, discretize
 from ssm.initializers import constant, short_convolution_parameters, softplus_inverse_dt, uniform_fan_in
 from ssm.naming import check_state, unknown
 from ssm.norms import rms_norm
@@ -46,15 +46,19 @@ def recurrent(
     initial_state: Float[Array, "b d n"] | None = None,
     *,
     rule: str = "exponential_euler",
+    negative_eigenvalues: bool = False,
     segment_ids: Int[Array, "b l"] | None = None,
 ) -> tuple[Float[Array, "b l d"], Float[Array, "b d n"]]:
     """Token after token: the definition. y, and the state after the last token.
 
     A: eigenvalues in 1/time; dt: time of each token, positive; rule: any of `ONE_INPUT_RULES`. Computed in A's dtype,
-    which the state has; y has x's. The gradient keeps one state a token. Raises ValueError for a rule that reads two
-    inputs a step.
+    which the state has; y has x's. The gradient keeps one state a token.
+    negative_eigenvalues: Abar_t is twice the rule's, minus 1, and so from -1 to 1: a token can turn a state's sign,
+    which parity needs (Grazzi et al. 2024, arXiv:2411.12537). Bbar_t stays. For rules of `LOG_RULES`.
+    Raises ValueError for a rule that reads two inputs a step, or whose decay is no exponential and is to be so doubled.
     """
-    return _run(_loop, x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, rule, segment_ids)
+    coefficients = _coefficients(rule, negative_eigenvalues)
+    return _run(_loop, coefficients, x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, segment_ids)
 
 
 def parallel(
@@ -67,10 +71,12 @@ def parallel(
     initial_state: Float[Array, "b d n"] | None = None,
     *,
     rule: str = "exponential_euler",
+    negative_eigenvalues: bool = False,
     segment_ids: Int[Array, "b l"] | None = None,
 ) -> tuple[Float[Array, "b l d"], Float[Array, "b d n"]]:
     """All states at once by an associative scan (section 3.3.2), in memory together; arguments as in `recurrent`."""
-    return _run(_tree, x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, rule, segment_ids)
+    coefficients = _coefficients(rule, negative_eigenvalues)
+    return _run(_tree, coefficients, x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, segment_ids)
 
 
 def chunked(
@@ -83,21 +89,22 @@ def chunked(
     initial_state: Float[Array, "b d n"] | None = None,
     *,
     rule: str = "exponential_euler",
+    negative_eigenvalues: bool = False,
     segment_ids: Int[Array, "b l"] | None = None,
     chunk_size: int = 64,
 ) -> tuple[Float[Array, "b l d"], Float[Array, "b d n"]]:
     """Chunk after chunk, as the paper recomputes (section 3.3.2): the gradient keeps one state a chunk.
 
     In a chunk, what is faster: on a CPU token after token, elsewhere a scan; by exponential_euler on a Hopper GPU, all
-    of it in one kernel. Arguments as in `recurrent`.
+    of it in one kernel, whose eigenvalues are positive. Arguments as in `recurrent`.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
-    if rule == "exponential_euler":
+    if rule == "exponential_euler" and not negative_eigenvalues:
         reset = segment_starts(segment_ids)
         return selective_scan(x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, reset=reset, chunk_size=chunk_size)
-    form = partial(_chunks, chunk_size)
-    return _run(form, x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, rule, segment_ids)
+    form, coefficients = partial(_chunks, chunk_size), _coefficients(rule, negative_eigenvalues)
+    return _run(form, coefficients, x_bld, dt_bld, A_dn, B_bln, C_bln, D_d, initial_state, segment_ids)
 
 
 def step(
@@ -112,40 +119,54 @@ def step(
     rule: str = "exponential_euler",
     z_bd: Float[Array, "b d"] | None = None,
     softplus: bool = False,
+    negative_eigenvalues: bool = False,
     implementation: str = "auto",
 ) -> tuple[Float[Array, "b d"], Float[Array, "b d n"]]:
     """One token; arguments as in `recurrent`, but dt before softplus where it says so, and y silu(z) where z is given.
 
     implementation: of `kernels_pallas.selective_scan_step`, which exponential_euler is computed by.
     """
-    if rule == "exponential_euler":
+    if rule == "exponential_euler" and not negative_eigenvalues:
         options = dict(z_bd=z_bd, softplus=softplus, implementation=implementation)
         return selective_scan_step(x_bd, dt_bd, A_dn, B_bn, C_bn, D_d, h_bdn, **options)
-    check_rule(rule, "mamba", ONE_INPUT_RULES)
+    coefficients = _coefficients(rule, negative_eigenvalues)
     x, dt, B, C, D, h = (v.astype(A_dn.dtype) for v in (x_bd, dt_bd, B_bn, C_bn, D_d, h_bdn))
-    decay, _, current = discretize(rule, A_dn[None], (nn.softplus(dt) if softplus else dt)[..., None])
+    decay, current = coefficients(A_dn[None], (nn.softplus(dt) if softplus else dt)[..., None])
     h = decay * h + current * (x[..., None] * B[:, None])
     y = jnp.sum(h * C[:, None], -1) + D[None] * x
     return (y if z_bd is None else y * nn.silu(z_bd.astype(y.dtype))).astype(x_bd.dtype), h
 
 
-def _advance(rule, A_nd, h_bnd, x_bd, dt_bd, B_bn, C_bn):
+def _coefficients(rule, negative_eigenvalues):
+    """(A, dt) -> (Abar, what B x is multiplied by)."""
+    check_rule(rule, "mamba", ONE_INPUT_RULES)
+    if negative_eigenvalues:
+        allowed = tuple(name for name in ONE_INPUT_RULES if name in LOG_RULES)
+        check_rule(rule, "mamba with negative eigenvalues", allowed)
+
+    def coefficients(A, dt):
+        decay, _, current = discretize(rule, A, dt)
+        return 2 * decay - 1 if negative_eigenvalues else decay, current
+
+    return coefficients
+
+
+def _advance(coefficients, A_nd, h_bnd, x_bd, dt_bd, B_bn, C_bn):
     """(C h, h) after one token. The channels are the last axis here: it is the long one, and a CPU's vectors."""
-    decay, _, current = discretize(rule, A_nd[None], dt_bd[:, None])
+    decay, current = coefficients(A_nd[None], dt_bd[:, None])
     h_bnd = decay * h_bnd + current * (B_bn[..., None] * x_bd[:, None])
     return jnp.sum(C_bn[..., None] * h_bnd, 1), h_bnd
 
 
-def _run(form, x_bld, dt, A_dn, B, C, D, h_bdn, rule, segment_ids):
+def _run(form, coefficients, x_bld, dt, A_dn, B, C, D, h_bdn, segment_ids):
     """What every form shares: one dtype, the state before the first token, and D."""
-    check_rule(rule, "mamba", ONE_INPUT_RULES)
     x, dt, B, C, D = (v.astype(A_dn.dtype) for v in (x_bld, dt, B, C, D))
     h = jnp.zeros((len(x), *A_dn.shape), A_dn.dtype) if h_bdn is None else h_bdn.astype(A_dn.dtype)
-    y, last = form(rule, A_dn, h, x, dt, B, C, segment_starts(segment_ids))
+    y, last = form(coefficients, A_dn, h, x, dt, B, C, segment_starts(segment_ids))
     return (y + D[None, None] * x).astype(x_bld.dtype), last
 
 
-def _loop(rule, A_dn, h_bdn, x, dt, B, C, reset):
+def _loop(coefficients, A_dn, h_bdn, x, dt, B, C, reset):
     A_nd = A_dn.T
 
     @partial(jax.checkpoint, prevent_cse=False)
@@ -153,7 +174,7 @@ def _loop(rule, A_dn, h_bdn, x, dt, B, C, reset):
         *token, forget_b = token
         if forget_b is not None:
             h_bnd = jnp.where(forget_b[:, None, None], 0, h_bnd)
-        y_bd, h_bnd = _advance(rule, A_nd, h_bnd, *token)
+        y_bd, h_bnd = _advance(coefficients, A_nd, h_bnd, *token)
         return h_bnd, y_bd
 
     in_time = jax.tree.map(lambda v: jnp.moveaxis(v, 1, 0), (x, dt, B, C, reset))
@@ -161,14 +182,14 @@ def _loop(rule, A_dn, h_bdn, x, dt, B, C, reset):
     return jnp.moveaxis(y_lbd, 0, 1), last.mT
 
 
-def _tree(rule, A_dn, h_bdn, x, dt, B, C, reset):
-    decay, _, current = discretize(rule, A_dn[None, None], dt[..., None])
+def _tree(coefficients, A_dn, h_bdn, x, dt, B, C, reset):
+    decay, current = coefficients(A_dn[None, None], dt[..., None])
     return tree(decay, current * (x[..., None] * B[:, :, None]), C, reset, h_bdn)
 
 
-def _chunks(q, rule, A_dn, h_bdn, x, dt, B, C, reset):
+def _chunks(q, coefficients, A_dn, h_bdn, x, dt, B, C, reset):
     """Padding has dt = 0 and x = 0, which leave the state as it is by every rule."""
-    inside = partial(_loop if jax.default_backend() == "cpu" else _tree, rule, A_dn)
+    inside = partial(_loop if jax.default_backend() == "cpu" else _tree, coefficients, A_dn)
     return by_chunks(inside, q, h_bdn, (x, dt, B, C, reset))
 
 
@@ -184,6 +205,7 @@ class Mamba(nn.Module):
     dt_min, dt_max, dt_floor: range of dt at the start, one a channel, and what it is raised to (section 3.6).
     conv_bias; bias, of in_proj and out_proj. norm_BCdt: root-mean-square norms without weights, with norm_eps, of B, C
     and what dt_proj reads (Falcon-Mamba, arXiv:2410.05355). rule: of `ONE_INPUT_RULES`.
+    negative_eigenvalues: see `recurrent`.
     form: of `FORMS`, or "auto" for `chunked`, the fastest whose gradient fits in memory. chunk_size: its tokens.
     """
 
@@ -200,6 +222,7 @@ class Mamba(nn.Module):
     norm_BCdt: bool = False
     norm_eps: float = 1e-6
     rule: str = "exponential_euler"
+    negative_eigenvalues: bool = False
     chunk_size: int = 64
     form: str = "auto"
 
@@ -207,14 +230,16 @@ class Mamba(nn.Module):
         def scan(x, z, dt, *arrays):
             form = "chunked" if self.form == "auto" else self.form
             options = dict(chunk_size=self.chunk_size) if form == "chunked" else {}
-            y, h = FORMS[form](x, nn.softplus(dt), *arrays, rule=self.rule, segment_ids=segment_ids, **options)
+            options |= dict(rule=self.rule, negative_eigenvalues=self.negative_eigenvalues)
+            y, h = FORMS[form](x, nn.softplus(dt), *arrays, segment_ids=segment_ids, **options)
             return y * nn.silu(z), h
 
         return self._mix(x_bld, state, segment_starts(segment_ids), scan)
 
     def step(self, x_bd, state: State):
         def scan(x, z, dt, A, B, C, D, h):
-            options = dict(rule=self.rule, z_bd=z[:, 0], softplus=True, implementation=STEPS[self.form])
+            options = dict(rule=self.rule, negative_eigenvalues=self.negative_eigenvalues)
+            options |= dict(z_bd=z[:, 0], softplus=True, implementation=STEPS[self.form])
             y, h = step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, h, **options)
             return y[:, None], h
 
@@ -250,7 +275,7 @@ class Mamba(nn.Module):
         return dt_proj(dt), B, C
 
     def _check(self, state, batch_size):
-        check_rule(self.rule, "mamba", ONE_INPUT_RULES)
+        _coefficients(self.rule, self.negative_eigenvalues)
         if self.form not in STEPS:
             raise unknown("form", self.form, STEPS)
         for name in (*SIZES, *([] if self.dt_rank is None else ["dt_rank"])):

@@ -215,7 +215,8 @@ class Mamba2(nn.Module):
         widths = np.cumsum([inner, inner + 2 * states])
         z, xBC, dt = jnp.split(dense(int(widths[-1]) + heads, name="in_proj")(x_bld), widths, -1)
         taps = self.param("conv", short_convolution_parameters(inner + 2 * states, self.conv_width, self.conv_bias))
-        xBC, conv = short_convolution(xBC, taps["weight"], taps.get("bias"), conv, reset=segment_starts(segment_ids))
+        options = dict(reset=segment_starts(segment_ids), implementation="xla" if self.form == "chunked" else "auto")
+        xBC, conv = short_convolution(xBC, taps["weight"], taps.get("bias"), conv, **options)
         x, B, C = jnp.split(xBC, np.cumsum([inner, states]), -1)
 
         precise = at_least_float32(x_bld.dtype)

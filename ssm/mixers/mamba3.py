@@ -13,7 +13,6 @@ $A - i\theta$. With R inputs and outputs (MIMO), $v k^\top$ is a sum over R lane
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,27 +21,22 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.dispatch import at_least_float32
-from kernels_pallas.ssd import ssd, ssd_step
-from ssm.discretize import discretize, discretize_log
+from kernels_pallas.mamba3 import State, mamba3, mamba3_step
+from kernels_pallas.rotation import LAYOUTS
+from ssm.discretize import discretize_log
 from ssm.initializers import softplus_inverse_dt, uniform_fan_in
 from ssm.naming import check_state, unknown
 from ssm.norms import gated_rms_norm, rms_norm
 from ssm.recurrence import segment_starts
-from ssm.rotation import rotate, summed_angle
 
 Lanes = Float[Array, "b l *r h p"]
 Keys = Float[Array, "b l *r g n"]
 PerHead = Float[Array, "b l h"]
-Angles = Float[Array, "b l h s"]
+Angles = Float[Array, "b l #h s"]
+Biases = Float[Array, "h r n"]
 
 
-class State(NamedTuple):
-    """The summed angle within [-pi, pi], h of k that are turned by it, and the last token's turned k and its v."""
-
-    angle_bhs: Float[Array, "b h s"]
-    h_bhpn: Float[Array, "b h p n"]
-    k_brhn: Float[Array, "b r h n"]
-    v_brhp: Float[Array, "b r h p"]
+FORMS = {"recurrent": "reference", "chunked": "xla", "auto": "auto"}
 
 
 def recurrent(
@@ -56,31 +50,25 @@ def recurrent(
     D_h: Float[Array, " h"] | None = None,
     state: State | None = None,
     *,
+    B_bias_hrn: Biases | None = None,
+    C_bias_hrn: Biases | None = None,
+    z: Lanes | None = None,
+    turn_by_dt: bool = False,
     layout: str = "pairs",
     segment_ids: Int[Array, "b l"] | None = None,
 ) -> tuple[Lanes, State]:
     r"""Token after token: the definition (the equation at the top), y in v's dtype.
 
-    v, B, C: with an axis of lanes r or without; B and C after norm and bias, head i reads group i // (h / g).
+    v, B, C: with an axis of lanes r or without; B and C after their norm, head i reads group i // (h / g).
     dt_blh: time per token. A_blh: at most 0, in 1 / time. weight_blh: $\lambda$; None for the exponential Euler rule,
-    $\lambda = 1$. angle_blhs: $\Delta_t \theta_t$, by how much each plane turns at a token, in radians; None: no plane
-    does. D_h: 0 where None. layout: of the planes, see `rotate`. segment_ids: a token whose id differs from the one
-    before forgets the state, the last token and the angle.
+    $\lambda = 1$. angle_blhs: $\Delta_t \theta_t$, by how much each plane turns at a token, in radians, or with
+    turn_by_dt $\theta_t$; (b, l, 1, s) where heads have the same; None: no plane turns. B_bias, C_bias: added to B and
+    C; D_h: 0 where None; z: gates y by silu. layout: of the planes, see `kernels_pallas.rotation`.
+    segment_ids: a token whose id differs from the one before forgets the state, the last token and the angle.
     """
-    v_blrhp, k, q, angle_bhs, state, reset = _turned(v, B, C, angle_blhs, state, segment_ids, layout)
-    coefficients = _coefficients(discretize, A_blh, dt_blh, weight_blh, v_blrhp.dtype)
-    keep = jnp.ones(v.shape[:2], bool) if reset is None else ~reset
-
-    def advance(carry, token):
-        keep_b, (decay, previous, current), v_brhp, k_brhn, q_brhn = token
-        h, v_before, k_before = jax.tree.map(lambda x: jnp.where(keep_b[:, None, None, None], x, 0), carry)
-        h = decay * h + previous * _outer(v_before, k_before) + current * _outer(v_brhp, k_brhn)
-        return (h, v_brhp, k_brhn), jnp.einsum("bhpn,brhn->brhp", h, q_brhn, precision="highest")
-
-    coefficients = tuple(x[..., None, None] for x in coefficients)
-    tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (keep, coefficients, v_blrhp, k, q))
-    (h, v_brhp, k_brhn), y = jax.lax.scan(advance, (state.h_bhpn, state.v_brhp, state.k_brhn), tokens)
-    return _read(jnp.moveaxis(y, 0, 1), v, v_blrhp, D_h), State(angle_bhs, h, k_brhn, v_brhp)
+    arrays = v, B, C, dt_blh, A_blh, weight_blh, angle_blhs, D_h, state
+    options = dict(B_bias_hrn=B_bias_hrn, C_bias_hrn=C_bias_hrn, z=z, turn_by_dt=turn_by_dt, layout=layout)
+    return chunked(*arrays, **options, segment_ids=segment_ids, implementation="reference")
 
 
 def chunked(
@@ -94,31 +82,26 @@ def chunked(
     D_h: Float[Array, " h"] | None = None,
     state: State | None = None,
     *,
+    B_bias_hrn: Biases | None = None,
+    C_bias_hrn: Biases | None = None,
+    z: Lanes | None = None,
+    turn_by_dt: bool = False,
     layout: str = "pairs",
-    chunk_size: int = 64,
     segment_ids: Int[Array, "b l"] | None = None,
+    chunk_size: int = 64,
+    implementation: str = "xla",
 ) -> tuple[Lanes, State]:
-    r"""Matrix products over chunks of chunk_size tokens; arguments as in `recurrent`.
+    """Matrix products over chunks of chunk_size tokens; arguments as in `recurrent`.
 
-    All that is older than the token is state space duality's recurrence with the input one token late,
-    $g_t = a_t g_{t-1} + (a_t \gamma_{t-1} + \beta_t) v_{t-1} k_{t-1}^\top$ with $(a, \beta, \gamma)$ the rule's
-    coefficients: $h_t = g_t + \gamma_t v_t k_t^\top$. No token looks ahead, and nothing is subtracted again.
+    implementation: of `kernels_pallas.mamba3`.
     """
-    v_blrhp, k, q, angle_bhs, state, reset = _turned(v, B, C, angle_blhs, state, segment_ids, layout)
-    rule = A_blh, dt_blh, weight_blh, v_blrhp.dtype
-    decay, previous, current = _coefficients(discretize, *rule)
-    late = decay * _late(current, jnp.zeros_like(current[:, 0])) + previous
-    late = late if reset is None else jnp.where(reset[..., None], 0, late)
-    x = late[:, :, None, :, None] * _late(v_blrhp, state.v_brhp)
-
-    as_given = lambda x: (x if v.ndim == 5 else x[:, :, 0]).astype(v.dtype)  # noqa: E731
-    arrays = as_given(x), _coefficients(discretize_log, *rule).log_decay, as_given(_late(k, state.k_brhn)), as_given(q)
-    y, g = ssd(*arrays, state.h_bhpn, reset=reset, chunk_size=chunk_size)
-    score = jnp.einsum("blrhn,blihn->blrih", q, k, precision="highest") * current[:, :, None, None]
-    now = jnp.einsum("blrih,blihp->blrhp", score, v_blrhp, precision="highest")
-    h = g + current[:, -1, :, None, None] * _outer(v_blrhp[:, -1], k[:, -1])
-    y = y.reshape(v_blrhp.shape).astype(now.dtype) + now
-    return _read(y, v, v_blrhp, D_h), State(angle_bhs, h, k[:, -1], v_blrhp[:, -1])
+    if layout not in LAYOUTS:
+        raise unknown("layout", layout, LAYOUTS)
+    rate_blh = dt_blh.astype(at_least_float32(v.dtype)) if turn_by_dt else None
+    options = dict(rate_blh=rate_blh, B_bias_hrn=B_bias_hrn, C_bias_hrn=C_bias_hrn, D_h=D_h, z=z)
+    options |= dict(reset=segment_starts(segment_ids), layout=layout)
+    options |= dict(chunk_size=chunk_size, implementation=implementation)
+    return mamba3(v, B, C, *_coefficients(A_blh, dt_blh, weight_blh, v.dtype), angle_blhs, state, **options)
 
 
 def step(
@@ -128,62 +111,31 @@ def step(
     dt_bh: Float[Array, "b h"],
     A_bh: Float[Array, "b h"],
     weight_bh: Float[Array, "b h"] | None = None,
-    angle_bhs: Float[Array, "b h s"] | None = None,
+    angle_bhs: Float[Array, "b _ s"] | None = None,
     D_h: Float[Array, " h"] | None = None,
     state: State | None = None,
     *,
+    B_bias_hrn: Biases | None = None,
+    C_bias_hrn: Biases | None = None,
+    z: Float[Array, "b *r h p"] | None = None,
+    turn_by_dt: bool = False,
     layout: str = "pairs",
     implementation: str = "auto",
 ) -> tuple[Float[Array, "b *r h p"], State]:
-    """One token; arguments as in `recurrent`, implementation: of `kernels_pallas.ssd.ssd_step`.
-
-    It writes twice the lanes that it reads: those of the token before, as far as the rule has them, and its own.
-    """
-    token = jax.tree.map(lambda x: x[:, None], (v, B, C, angle_bhs))
-    v_blrhp, k, q, angle_bhs, state, _ = _turned(*token, state, None, layout)
-    now_brhp, k_brhn, q_brhn = v_blrhp[:, 0], k[:, 0], q[:, 0]
-    decay, previous, current = _coefficients(discretize_log, A_bh, dt_bh, weight_bh, now_brhp.dtype)
-    x, keys = current[:, None, :, None] * now_brhp, k_brhn
-    if weight_bh is not None:
-        before = (jnp.exp(decay) * previous)[:, None, :, None] * state.v_brhp
-        x, keys = jnp.concatenate([before, x], 1), jnp.concatenate([state.k_brhn, keys], 1)
-    y, h = ssd_step(x, decay, keys, q_brhn, state.h_bhpn, implementation=implementation)
-    return _read(y[:, None], token[0], v_blrhp, D_h)[:, 0], State(angle_bhs, h, k_brhn, now_brhp)
+    """One token; arguments as in `recurrent`, implementation: of `kernels_pallas.ssd.ssd_step`."""
+    log_decay, previous, current = _coefficients(A_bh, dt_bh, weight_bh, v.dtype)
+    previous = None if weight_bh is None else previous
+    options = dict(rate_bh=dt_bh if turn_by_dt else None, B_bias_hrn=B_bias_hrn, C_bias_hrn=C_bias_hrn, D_h=D_h, z=z)
+    options |= dict(layout=layout, implementation=implementation)
+    return mamba3_step(v, B, C, log_decay, previous, current, angle_bhs, state, **options)
 
 
-def _coefficients(discretization, A_blh, dt_blh, weight_blh, dtype):
-    A, dt, weight = (x if x is None else x.astype(dtype) for x in (A_blh, dt_blh, weight_blh))
+def _coefficients(A, dt, weight, dtype):
+    """(log decay, previous, current) of the trapezoidal rule, or without weights of Euler's."""
     rule = "exponential_euler" if weight is None else "exponential_trapezoidal"
-    return discretization(rule, A, dt, weight=weight)
-
-
-def _late(x, entering):
-    """x one token later, `entering` at the first."""
-    return jnp.concatenate([entering[:, None], x[:, :-1]], 1)
-
-
-def _outer(v_brhp, k_brhn):
-    return jnp.einsum("brhp,brhn->bhpn", v_brhp, k_brhn, precision="highest")
-
-
-def _read(y_blrhp, v, v_blrhp, D_h):
-    y = y_blrhp if D_h is None else y_blrhp + D_h.astype(v_blrhp.dtype)[None, None, None, :, None] * v_blrhp
-    return y.reshape(v.shape).astype(v.dtype)
-
-
-def _turned(v, B, C, angle_blhs, state, segment_ids, layout):
-    """v, k and q with their lanes, a k and q for each head turned by the summed angle, and what they start from."""
-    precise = at_least_float32(v.dtype)
-    v, k, q = (x.astype(precise) if v.ndim == 5 else x.astype(precise)[:, :, None] for x in (v, B, C))
-    k, q = (jnp.repeat(x, v.shape[3] // x.shape[3], 3) for x in (k, q))
-    planes = 0 if angle_blhs is None else angle_blhs.shape[-1]
-    state = _zeros(*v[:, 0].shape, k.shape[-1], planes, precise) if state is None else state
-    reset, angle = segment_starts(segment_ids), state.angle_bhs
-    if angle_blhs is not None:
-        total = summed_angle(angle_blhs.astype(precise), angle, reset)
-        turn = jnp.cos(total)[:, :, None], jnp.sin(total)[:, :, None]
-        k, q, angle = rotate(k, turn, layout), rotate(q, turn, layout), total[:, -1]
-    return v, k, q, angle, state, reset
+    precise = at_least_float32(dtype)
+    A, dt, weight = (x if x is None else x.astype(precise) for x in (A, dt, weight))
+    return discretize_log(rule, A, dt, weight=weight)
 
 
 def _zeros(b, r, h, p, n, s, dtype=jnp.float32):
@@ -191,12 +143,11 @@ def _zeros(b, r, h, p, n, s, dtype=jnp.float32):
     return State(*(jnp.zeros((b, *shape), dtype) for shape in ((h, s), (h, p, n), (r, h, n), (r, h, p))))
 
 
-STEPS = {"recurrent": "reference", "chunked": "xla", "auto": "auto"}  # form: of `ssd_step`
 CHOICES = {
     "A_activation": ("heavy_tail", "softplus"),
     "angle_activation": ("tanh", "none"),
     "rotation": ("data", "fixed", "none"),
-    "form": tuple(STEPS),
+    "form": tuple(FORMS),
 }
 
 
@@ -244,14 +195,14 @@ class Mamba3(nn.Module):
 
     def __call__(self, x_bld, state: State | None = None, *, segment_ids=None):
         chunk_size = max(1, 64 // self.rank) if self.chunk_size is None else self.chunk_size
-        run = recurrent if self.form == "recurrent" else partial(chunked, chunk_size=chunk_size)
-        return self._layer(x_bld, state, partial(run, segment_ids=segment_ids))
+        options = dict(segment_ids=segment_ids, chunk_size=chunk_size, implementation=FORMS.get(self.form))
+        return self._layer(x_bld, state, partial(chunked, **options))
 
     def step(self, x_bd, state: State):
-        def run(*arrays, layout):
+        def run(*arrays, z, **options):
             *tokens, D_h, state = arrays
-            tokens = jax.tree.map(lambda x: x[:, 0], tokens)
-            y, state = step(*tokens, D_h, state, layout=layout, implementation=STEPS[self.form])
+            *tokens, z = jax.tree.map(lambda x: x[:, 0], (*tokens, z))
+            y, state = step(*tokens, D_h, state, z=z, implementation=FORMS.get(self.form), **options)
             return y[:, None], state
 
         y, state = self._layer(x_bd[:, None], state, run)
@@ -278,15 +229,16 @@ class Mamba3(nn.Module):
         dt = jax.nn.softplus(dt + self.param("dt_bias", start, (self.heads,))[None, None])
         A = jnp.minimum(-(heavy_tail if self.A_activation == "heavy_tail" else jax.nn.softplus)(A), -self.A_floor)
         weight = jax.nn.sigmoid(weight) if self.trapezoid else None
-        B, C = self._key("B", B), self._key("C", C)
+        B, C = self._normed("B", B), self._normed("C", C)
         if self.mimo:
             v, z = v[:, :, None] * self._lanes("mimo_x", 1 / self.rank, v), z[:, :, None] * self._lanes("mimo_z", 1, v)
         else:
             B, C = B[:, :, 0], C[:, :, 0]
         D = self.param("D", nn.initializers.ones, (self.heads,))
-        arrays = v, B, C, dt, A, weight, self._angle(dt, theta), D, state
-        y, state = run(*arrays, layout="halves" if self.mimo else "pairs")
-        y = self._gate(y, z)
+        options = dict(B_bias_hrn=self._bias("B"), C_bias_hrn=self._bias("C"), turn_by_dt=self.rotation == "data")
+        options |= dict(layout="halves" if self.mimo else "pairs", z=None if self.output_norm else z)
+        y, state = run(v, B, C, dt, A, weight, self._angle(theta), D, state, **options)
+        y = self._normed_and_gated(y, z) if self.output_norm else y
         if self.mimo:
             y = (y * self._lanes("mimo_o", 1 / self.rank, y)).sum(2)
         return dense(self.width, name="out_proj")(y.reshape(*x_bld.shape[:2], -1)), state
@@ -307,29 +259,28 @@ class Mamba3(nn.Module):
         lanes_hrp = self.param(name, nn.initializers.constant(value), (self.heads, self.rank, self.head_size))
         return jnp.swapaxes(lanes_hrp, 0, 1)[None, None].astype(like.dtype)
 
-    def _key(self, name, B_blrgn):
-        """B or C after its norm and its bias."""
-        if self.BC_norm:
-            scale = self.param(f"{name}_norm", lambda _: {"scale": jnp.ones(self.state_size)})["scale"]
-            B_blrgn = rms_norm(B_blrgn, scale, eps=self.norm_eps)
-        if not self.BC_bias:
+    def _normed(self, name, B_blrgn):
+        if not self.BC_norm:
             return B_blrgn
-        bias_hrn = self.param(f"{name}_bias", nn.initializers.ones, (self.heads, self.rank, self.state_size))
-        return jnp.repeat(B_blrgn, self.heads // self.groups, 3) + jnp.swapaxes(bias_hrn, 0, 1)[None, None]
+        scale = self.param(f"{name}_norm", lambda _: {"scale": jnp.ones(self.state_size)})["scale"]
+        return rms_norm(B_blrgn, scale, eps=self.norm_eps)
 
-    def _angle(self, dt_blh, theta_bls):
+    def _bias(self, name):
+        shape = self.heads, self.rank, self.state_size
+        return self.param(f"{name}_bias", nn.initializers.ones, shape) if self.BC_bias else None
+
+    def _angle(self, theta_bls):
+        """Of the planes, by time where rotation is "data", else a token."""
         if self.rotation == "none":
             return None
         if self.rotation == "fixed":
             frequency = 10000.0 ** (-np.arange(self.planes) / self.planes)
-            return jnp.broadcast_to(frequency.astype(np.float32), (*dt_blh.shape, self.planes))
+            return jnp.broadcast_to(frequency.astype(np.float32), (*theta_bls.shape[:2], 1, self.planes))
         theta = jnp.pi * jnp.tanh(theta_bls) if self.angle_activation == "tanh" else theta_bls
-        return dt_blh[..., None] * theta[:, :, None]
+        return theta[:, :, None]
 
-    def _gate(self, y, z):
-        """y silu(z), each head of y normed before it where output_norm; lanes side by side."""
-        if not self.output_norm:
-            return y * nn.silu(z)
+    def _normed_and_gated(self, y, z):
+        """Each head of y normed, times silu(z); lanes side by side."""
         scale = self.param("norm", lambda _: {"scale": jnp.ones(self.heads * self.head_size)})["scale"]
         y, z = (x.reshape(*x.shape[:-2], -1) for x in (y, z))
         y = gated_rms_norm(y, z, scale, groups=self.heads, norm_first=True, eps=self.norm_eps)

@@ -47,6 +47,21 @@ def test_one_layer_on_every_backend():
     ]
 
 
+def test_training_steps_beside_their_baseline():
+    both = {"pass": "forward+backward", "op": "training_step", "device": "H200", "baseline": "chunked"}
+    records = [
+        record(
+            **both, milliseconds=200.0, baseline_milliseconds=200.0, implementation="chunked", tokens_per_second=500
+        ),
+        record(**both, milliseconds=80.0, baseline_milliseconds=200.0, tokens_per_second=1250, share_of_peak=0.347),
+        record(),
+    ]
+    assert costs.training(records).splitlines()[2:] == [
+        "| B1024 L1024 N2 float32 | H200 | gpu | 80 ms (2.5 x chunked) | 1,250 | 35 % |",
+        "| B1024 L1024 N2 float32 | H200 | chunked | 200 ms (1.0 x chunked) | 500 |  |",
+    ]
+
+
 def test_the_figure_has_one_amount_of_tokens():
     lengths = [record(shape=f"B{2**20 // n} L{n} N2", milliseconds=float(n)) for n in (2**20, 2**10)]
     other = [record(shape="B1 L64 N2"), record(op="long_convolution", shape="B1 L1048576 H2")]

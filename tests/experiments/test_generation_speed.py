@@ -100,11 +100,11 @@ def test_a_cache_grows_and_a_state_does_not():
 
 @pytest.mark.parametrize(
     ("fits", "tried"),
-    [(15, [1, 4, 16, 8]), (40, [1, 4, 16, 64, 32]), (20, [1, 4, 16, 64, 32]), (999, [1, 4, 16, 64]), (0, [1])],
+    [(15, [1, 4, 16, 8]), (40, [1, 4, 16, 64, 32]), (20, [1, 4, 16, 64, 32]), (999, [1, 4, 16, 64, 100]), (0, [1])],
 )
 def test_batches_grow_until_one_does_not_fit(fits, tried):
     config, batches = configs.get_config(), []
-    config.largest_batch = 100
+    config.growth, config.largest_batch = 4, 100
     rising(config, lambda batch: batches.append(batch) or batch <= fits)
     assert batches == tried
 

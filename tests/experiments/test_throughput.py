@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments import commandline, flops, throughput
+from configs import throughput as configs
+from experiments import commandline, flops, setup, throughput
 from ssm.language_model import LanguageModel
 
 CONFIG = "--config=configs/throughput.py:smoke"
@@ -30,19 +31,23 @@ def test_every_variant_is_timed_beside_the_baseline(tmp_path, capsys, monkeypatc
 
 
 @pytest.mark.parametrize("model", ["mamba2", "mamba3"])
-def test_a_language_models_share_of_the_peak(model, tmp_path, capsys, monkeypatch):
-    """Its matrices, its head and its states by hand: width 8, four heads of four channels and four states."""
+def test_matrices_head_and_states_are_counted(model):
+    """By hand: width 8, four heads of four channels and four states, 16 tokens."""
+    ready = setup.prepare(configs.get_config(f"{model}-130m,smoke"))
+    inputs = {"mamba2": 2 * 16 + 2 * 4 + 4, "mamba3": 2 * 16 + 2 * 4 + 3 * 4 + 1}[model]
+    expected = 3 * (2 * (8 * inputs + 16 * 8 + 16 * 8) + 4 * 4 * 4 * 4)
+    assert flops.training(ready.model, ready.rows, 64) == expected
+
+
+def test_a_language_models_share_of_the_peak(tmp_path, capsys, monkeypatch):
     file = tmp_path / "out.jsonl"
     monkeypatch.setattr(flops, "PEAK", {"cpu": 1e9})
-    config = f"--config=configs/throughput.py:{model}-130m,smoke"
+    config = "--config=configs/throughput.py:mamba2-130m,smoke"
     assert commandline.run(throughput.main, ["throughput", config, "--json", str(file)]) == 0
-    chunked, auto = (json.loads(line) for line in file.read_text().splitlines())
-    assert (chunked["implementation"], auto["implementation"]) == ("chunked", "auto")
-    inputs = {"mamba2": 2 * 16 + 2 * 4 + 4, "mamba3": 2 * 16 + 2 * 4 + 3 * 4 + 1}[model]
-    per_token = 3 * (2 * (8 * inputs + 16 * 8 + 16 * 8) + 4 * 4 * 4 * 4)
-    for record in (chunked, auto):
-        assert record["flops_per_token"] == per_token
-        rate = per_token * record["tokens_per_second"]
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [r["implementation"] for r in records] == ["chunked", "auto"]
+    for record in records:
+        rate = record["flops_per_token"] * record["tokens_per_second"]
         assert record["share_of_peak"] == pytest.approx(rate / 1e9, rel=1e-2, abs=1e-4)
     assert "% of the peak" in capsys.readouterr().out
 

@@ -1,6 +1,7 @@
-"""State space duality against flash-linear-attention's plain PyTorch references, which differentiate by PyTorch.
+"""State space duality and Gated DeltaNet against flash-linear-attention's plain PyTorch references, which differentiate
+by PyTorch.
 
-Simple gated linear attention is the same recurrence with q = C, k = B, v = dt x, g = dt A and a scale of 1. Its files
+Simple gated linear attention is state space duality with q = C, k = B, v = dt x, g = dt A and a scale of 1. The files
 are loaded by path: their package would import kernels that need Triton.
 """
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from kernels_pallas.ssd import ssd
-from ssm.mixers import mamba2
+from ssm.mixers import gated_deltanet, mamba2
 from tests.oracles import assert_close
 
 HEADS, P, N = 3, 4, 5
@@ -28,7 +29,7 @@ def naive(file: str):
     return module
 
 
-GLA = naive("simple_gla/naive.py")
+GLA, DELTA = naive("simple_gla/naive.py"), naive("gated_delta_rule/naive.py")
 
 
 def problem(length):
@@ -79,3 +80,30 @@ def test_values_and_gradients(form, reference, length):
         assert_close(out, ref, scale=length * N)
     for out, ref, name in zip(ours, grads, ("x", "dt", "A", "B", "C", "h"), strict=True):
         assert_close(out, ref, scale=length * N, gradient=True, label=f"gradient of {name}")
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65])
+@pytest.mark.parametrize("reference", ["naive_recurrent_gated_delta_rule", "naive_chunk_gated_delta_rule"])
+@pytest.mark.parametrize("form", ["recurrent", "chunked"])
+def test_the_gated_delta_rule(form, reference, length):
+    """beta in (0, 2), keys of length 1, decays from e^-16 to e^-1e-3."""
+    x, dt, A, k, q, h = problem(length)
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    beta = np.random.default_rng(length).uniform(0, 2, size=dt.shape).astype(np.float32)
+    arrays = q, k, x, beta, dt * A, h
+
+    leaves = [torch.tensor(v, requires_grad=True) for v in arrays]
+    gates = dict(beta=leaves[3], g=leaves[4], initial_state=leaves[5].transpose(-1, -2))
+    y, last = getattr(DELTA, reference)(*leaves[:3], **gates, scale=1.0, output_final_state=True)
+    (y.sin().sum() + last.sin().sum()).backward()
+    values = y.detach().numpy(), last.detach().transpose(-1, -2).numpy()
+
+    def total(arrays):
+        y, last = getattr(gated_deltanet, form)(*arrays)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.sin(last)), (y, last)
+
+    (_, outs), ours = jax.jit(jax.value_and_grad(total, has_aux=True))(tuple(map(jnp.asarray, arrays)))
+    for out, ref in zip(outs, values, strict=True):
+        assert_close(out, ref, scale=length * N)
+    for out, ref, name in zip(ours, leaves, ("q", "k", "v", "beta", "log decay", "h"), strict=True):
+        assert_close(out, ref.grad.numpy(), scale=length * N, gradient=True, label=f"gradient of {name}")

@@ -21,6 +21,7 @@ from kernels_pallas.cases import (
     selective,
     selective_step_specs,
     short,
+    trapezoid,
 )
 from tests.oracles import assert_close
 
@@ -32,6 +33,7 @@ TINY = {
     "selective_scan_step": (selective_step_specs.Spec(1, 2, 3, "float32"),),
     "ssd_step": (duality_step_specs.Spec(1, 2, 3, 1, 4, 2, 1, "float32"),),
     "short_convolution": (short.specs.Spec(1, 8, 2, 3, "float32"),),
+    "mamba3": (trapezoid.specs.Spec(1, 8, 2, 2, 3, 1, 8, "float32"),),
     "ssd": (duality.specs.Spec(1, 8, 2, 3, 1, 4, "float32"),),
 }
 
@@ -60,7 +62,7 @@ def test_records(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark", "--json", str(tmp_path / "out.jsonl")])
     benchmark.main()
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert len(records) == 2 * (2 * 2 + 2 * 2 + 4) + 2 == len(capsys.readouterr().out.splitlines()) - 1
+    assert len(records) == 2 * (2 * 2 + 2 * 2 + 5) + 2 == len(capsys.readouterr().out.splitlines()) - 1
     for record in records:
         if record["implementation"] == record["baseline"]:
             assert record["milliseconds"] == record["baseline_milliseconds"] > 0

@@ -10,10 +10,11 @@ import pytest
 from kernels_pallas.selective_scan import selective_scan, selective_scan_step
 from tests.hopper import run, spills
 from tests.oracles import assert_close
-from tests.steps import HOPPER, outputs_and_gradients, simulator
+from tests.steps import HOPPER, TPU, outputs_and_gradients, simulator
+from tests.tpus import TOPOLOGIES, compiles
 
 if jax.__version_info__ >= (0, 11, 2):
-    from kernels_pallas.selective_scan import step_gpu
+    from kernels_pallas.selective_scan import step_gpu, step_tpu
 
 needs_kernels = pytest.mark.skipif(jax.__version_info__ < (0, 11, 2), reason="the kernels need jax 0.11.2")
 NARROW = ("x_bd", "dt_bd", "B_bn", "C_bn", "z_bd")
@@ -67,14 +68,20 @@ def test_values_and_gradients(also, rng, x64):
 
 
 @needs_kernels
-@pytest.mark.parametrize("implementation", ["gpu"])
 @pytest.mark.parametrize(
-    ("shape", "also", "narrow"),
-    [((2, 256, 16), "Dz_", jnp.bfloat16), ((3, 32, 64), "", jnp.float32), ((1, 96, 48), "D", jnp.float32)],
+    ("implementation", "shape", "also", "narrow"),
+    [
+        ("gpu", (2, 256, 16), "Dz_", jnp.bfloat16),
+        ("gpu", (3, 32, 64), "", jnp.float32),
+        ("gpu", (1, 96, 48), "D", jnp.float32),
+        ("tpu", (16, 256, 16), "Dz_", jnp.bfloat16),
+        ("tpu", (8, 128, 8), "", jnp.float32),
+    ],
 )
-def test_kernels(shape, also, narrow, implementation, rng, simulated, monkeypatch):
-    """Two batch rows together where they are even."""
+def test_kernels(implementation, shape, also, narrow, rng, simulated, monkeypatch):
+    """Two batch rows together where they are even, on a GPU; two blocks of channels and of rows, on a TPU."""
     monkeypatch.setattr(step_gpu, "BUSY", 1)
+    monkeypatch.setattr(step_tpu, "BLOCK_BYTES", 2**16)
     p = as_arrays(problem(rng, *shape, also), jnp.float32, narrow)
     with simulator(implementation):
         y, h = by(implementation, p)(**p)
@@ -146,14 +153,27 @@ def test_what_a_gpu_kernel_does_not_take():
         assert step_gpu.refusal(**given | change) == message
 
 
+@needs_kernels
+def test_what_a_tpu_kernel_does_not_take():
+    given = {name: None for name in ("x", "dt", "B", "C", "D", "z", "dt_bias")}
+    assert not step_tpu.refusal(**given, A=jnp.zeros((128, 16)), h=jnp.zeros((8, 128, 16)))
+    for A, h, message in [
+        (jnp.zeros((), jnp.bfloat16), (8, 128, 16), "A is bfloat16; it takes float32"),
+        (jnp.zeros(()), (8, 128, 12), "there are 12 states, no multiple of 8"),
+        (jnp.zeros(()), (8, 64, 16), "there are 64 channels, no multiple of 128"),
+        (jnp.zeros(()), (1, 128, 16), "the batch is 1, no multiple of 8"),
+    ]:
+        assert step_tpu.refusal(**given, A=A, h=jnp.zeros(h)) == message
+
+
 COMPILE = """
 from kernels_pallas.selective_scan import selective_scan_step
 
-def check(batch, d, n, dtype, gated):
+def check(batch, d, n, dtype, gated, implementation="gpu"):
     given = dict(x_bd=like(batch, d, of=dtype), dt_bd=like(batch, d), A_dn=like(d, n, split=False))
     given |= dict(B_bn=like(batch, n), C_bn=like(batch, n), D_d=like(d, split=False))
     more = dict(z_bd=like(batch, d, of=dtype), dt_bias_d=like(d, split=False))
-    step = lambda h, p: selective_scan_step(**p, state_bdn=h, softplus=gated, implementation="gpu")
+    step = lambda h, p: selective_scan_step(**p, state_bdn=h, softplus=gated, implementation=implementation)
     in_place(step, like(batch, d, n), given | (more if gated else {}))
 """
 ONE = """
@@ -174,3 +194,15 @@ def test_it_compiles_for_hopper_in_place_and_without_a_spill():
 def test_two_gpus_take_their_own_rows():
     out, _ = run(HOPPER + COMPILE + TWO, devices=2)
     assert "collectives\n" in out
+
+
+ON_TPU = """
+check(128, 4096, 16, "bfloat16", True, "tpu")
+check(8, 2048, 64, "float32", False, "tpu")
+"""
+
+
+@needs_kernels
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_the_tpu_compiler_takes_it_in_place(topology):
+    compiles(TPU + COMPILE + ON_TPU, topology)

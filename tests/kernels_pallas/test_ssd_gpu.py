@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kernels_pallas.ssd as op
+from tests.dualities import expected, outputs_and_gradients, problem, wide
 from tests.hopper import run, spills
 from tests.oracles import relative
 
@@ -49,37 +50,11 @@ def simulate(monkeypatch):
     return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())
 
 
-def problem(rng, batch, length, rank, heads, p, groups, n, also):
-    """Moderate decays, but the first head's go from 1 to e^-300."""
-    lanes = (batch, length) if rank is None else (batch, length, rank)
-    a = -np.exp(rng.uniform(np.log(1e-12), np.log(300), size=(batch, length, heads)))
-    a = np.where(rng.random(a.shape) < 0.2, 0, np.where(rng.random(a.shape) < 0.1, -300, a))
-    a[..., 1:] = -rng.uniform(0, 0.5, size=a[..., 1:].shape)
-    rounded = lambda *shape: rng.normal(size=shape).astype(jnp.bfloat16)  # noqa: E731
-    arrays = dict(x=rounded(*lanes, heads, p), B=rounded(*lanes, groups, n), C=rounded(*lanes, groups, n))
-    arrays |= dict(log_decay_blh=a.astype(np.float32))
-    arrays |= dict(initial_state=rng.normal(size=(batch, heads, p, n)).astype(np.float32))
-    more = dict(dt_blh=rng.uniform(0.1, 1, size=a.shape).astype(np.float32), z=rounded(*lanes, heads, p))
-    more |= dict(D_h=rng.normal(size=(heads,) if "D" in also else (heads, p)).astype(np.float32))
-    return arrays | {k: v for k, v in more.items() if k[0] in also or k == "D_h" and "each" in also}
-
-
-def outputs_and_gradients(p, bars, reset, implementation):
-    def run(p):
-        return op.ssd(**p, reset=reset, implementation=implementation)
-
-    @jax.jit
-    def both(p, bars):
-        outputs, pull = jax.vjp(run, p)
-        return outputs, pull(bars)[0]
-
-    return both(p, bars)
-
-
 CASES = {  # batch, length, rank, heads, channels, groups, states; what else is given
     "two heads of a group, a state between chunks": (1, 128, None, 2, 64, 1, 64, "dD"),
     "a ragged length, padded states, two blocks of channels, two lanes": (1, 33, 2, 1, 128, 1, 16, "D"),
     "a group a head, two blocks of states, gated": (1, 65, None, 2, 32, 2, 128, ("d", "z", "each")),
+    "two walks, one of padded states, gated": (1, 33, None, 1, 32, 1, 144, ("d", "z", "D")),
 }
 
 
@@ -94,11 +69,9 @@ def test_values_and_all_gradients(case, rng, monkeypatch, simulated):
     with simulate(monkeypatch):
         out = outputs_and_gradients(p, bars, reset, "gpu")
         alone = op.ssd(**jax.tree.map(jnp.asarray, p), reset=reset, implementation="gpu")[0] if "z" in p else out[0][0]
-    with jax.enable_x64(True):
-        wide = lambda v: np.asarray(v).astype(np.float64)  # noqa: E731
-        ref = outputs_and_gradients(*jax.tree.map(wide, (p, bars)), reset, "reference")
-    for value, expected in zip((*out[0], alone), (*ref[0], ref[0][0]), strict=True):
-        assert relative(wide(value), expected) < 5e-3
+    ref = expected(p, bars, reset)
+    for value, exact in zip((*out[0], alone), (*ref[0], ref[0][0]), strict=True):
+        assert relative(wide(value), exact) < 5e-3
     for name, value in out[1].items():
         bound = 1.5e-2 if name == "log_decay_blh" else 5e-3  # the one is of sums whose terms cancel
         assert relative(wide(value), ref[1][name]) < bound, f"gradient of {name}"
@@ -111,9 +84,7 @@ def test_what_cancels_in_a_log_decay(rng, monkeypatch, simulated):
     p["C"], bars = p["B"], (30 * p["x"], 0 * p["initial_state"])
     with simulate(monkeypatch):
         out = outputs_and_gradients(p, bars, None, "gpu")[1]["log_decay_blh"]
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda v: np.asarray(v).astype(np.float64), (p, bars))
-        assert relative(np.float64(out), outputs_and_gradients(*wide, None, "reference")[1]["log_decay_blh"]) < 1.5e-2
+    assert relative(wide(out), expected(p, bars, None)[1]["log_decay_blh"]) < 1.5e-2
 
 
 def test_segments_are_the_whole(rng, monkeypatch, simulated):
@@ -126,8 +97,8 @@ def test_segments_are_the_whole(rng, monkeypatch, simulated):
         cut = outputs_and_gradients(p, bars, None, "gpu")
         monkeypatch.setattr(gpu_walk, "SHORTEST_SEGMENT", 512)
         whole = outputs_and_gradients(p, bars, None, "gpu")
-    for value, expected in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
-        assert relative(*(np.asarray(v).astype(np.float64) for v in (value, expected))) < 3e-3
+    for value, exact in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
+        assert relative(wide(value), wide(exact)) < 3e-3
 
 
 def test_what_does_not_fit_is_refused(simulated):
@@ -138,7 +109,7 @@ def test_what_does_not_fit_is_refused(simulated):
         (dict(x=x.astype(jnp.float32)), "x is float32, and its products are of bfloat16"),
         (dict(z=x.astype(jnp.float32)), "z is float32"),
         (dict(x=x[..., :48]), "a head has 48 channels, not one of 32, 64, 128"),
-        (dict(B=jnp.zeros((1, 8, 1, 129), jnp.bfloat16)), "there are 129 states, more than 128"),
+        (dict(B=jnp.zeros((1, 8, 1, 257), jnp.bfloat16)), "there are 257 states, more than 256"),
         (dict(x=lanes(x), B=lanes(B), C=lanes(B)), "the rank is 3, which does not divide 64"),
     ]:
         assert message in gpu.refusal(**(dict(x=x, B=B, C=B, z=None) | change))

@@ -10,10 +10,11 @@ import pytest
 from kernels_pallas.ssd import ssd, ssd_step
 from tests.hopper import run, spills
 from tests.oracles import assert_close
-from tests.steps import HOPPER, outputs_and_gradients, simulator
+from tests.steps import HOPPER, TPU, outputs_and_gradients, simulator
+from tests.tpus import TOPOLOGIES, compiles
 
 if jax.__version_info__ >= (0, 11, 2):
-    from kernels_pallas.ssd import step_gpu
+    from kernels_pallas.ssd import step_gpu, step_tpu
 
 needs_kernels = pytest.mark.skipif(jax.__version_info__ < (0, 11, 2), reason="the kernels need jax 0.11.2")
 
@@ -65,9 +66,11 @@ PLAIN = {  # batch, lanes written and read, heads, channels, groups, states; wha
 }
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("case", PLAIN)
-def test_values_and_gradients(case, rng, x64):
-    """The gradients are the definition's, whose own is JAX's of a loop that is right."""
+def test_values_and_gradients(case, backend, rng, x64, monkeypatch):
+    """As on a CPU and as on others. The gradients are the definition's, whose own is JAX's of a loop that is right."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     p = problem(rng, *PLAIN[case])
     expected = loop(**p)
     bars = tuple(rng.normal(size=v.shape) for v in expected)
@@ -82,7 +85,7 @@ def test_values_and_gradients(case, rng, x64):
             assert_close(value, gradients[name], scale=5, gradient=True, label=f"gradient of {name}")
 
 
-KERNELS = {
+GPU = {
     "Mamba-2, gated": (2, None, None, 4, 32, 2, 64, "dzD", jnp.bfloat16),
     "Mamba-3, two lanes written and one read": (1, 2, None, 2, 16, 2, 128, "", jnp.float32),
     "four heads of a group, eight lanes": (1, 8, 4, 4, 32, 1, 16, "z", jnp.float32),
@@ -90,11 +93,18 @@ KERNELS = {
 }
 
 
+TPU_CASES = {
+    "two blocks of heads of a group": (2, None, None, 16, 16, 1, 128, "dzD", jnp.bfloat16),
+    "blocks of heads with B and C of their own, more written than read": (1, 2, None, 16, 8, 16, 128, "", jnp.float32),
+    "a group for four heads": (1, 1, 2, 8, 8, 2, 128, ("z",), jnp.float32),
+}
+
+
 @needs_kernels
-@pytest.mark.parametrize("implementation", ["gpu"])
-@pytest.mark.parametrize("case", KERNELS)
-def test_kernels(case, implementation, rng, simulated):
-    *shape, narrow = KERNELS[case]
+@pytest.mark.parametrize(("implementation", "case"), [*(("gpu", c) for c in GPU), *(("tpu", c) for c in TPU_CASES)])
+def test_kernels(implementation, case, rng, simulated, monkeypatch):
+    monkeypatch.setattr(step_tpu, "BLOCK_BYTES", 2**16)
+    *shape, narrow = (GPU | TPU_CASES)[case]
     p = as_arrays(problem(rng, *shape), jnp.float32, narrow)
     with simulator(implementation):
         y, h = ssd_step(**p, implementation=implementation)
@@ -155,6 +165,18 @@ def test_wrong_input_is_named(rng, untyped):
 
 
 @needs_kernels
+def test_what_a_tpu_kernel_does_not_take():
+    given = dict(x=jnp.zeros(()), B=None, C=None, z=None)
+    assert not step_tpu.refusal(**given, h=jnp.zeros((1, 8, 64, 128)))
+    for shape, message in [
+        ((1, 8, 64, 64), "there are 64 states, no multiple of 128"),
+        ((1, 8, 12, 128), "there are 12 channels, no multiple of 8"),
+        ((1, 4, 64, 128), "there are 4 heads, no multiple of 8"),
+    ]:
+        assert step_tpu.refusal(**given, h=jnp.zeros(shape)) == message
+
+
+@needs_kernels
 def test_what_a_gpu_kernel_does_not_take(rng):
     p = problem(rng, 1, None, None, 2, 64, 1, 48)
     given = {k: jnp.zeros(p[k].shape) for k in ("x", "B", "C")} | dict(z=None, h=jnp.zeros((1, 2, 64, 48)))
@@ -171,11 +193,11 @@ def test_what_a_gpu_kernel_does_not_take(rng):
 COMPILE = """
 from kernels_pallas.ssd import ssd_step
 
-def check(batch, heads, p, n, groups, written, read, dtype, gated):
+def check(batch, heads, p, n, groups, written, read, dtype, gated, implementation="gpu"):
     given = dict(x=like(batch, written, heads, p, of=dtype), log_decay_bh=like(batch, heads))
     given |= dict(B=like(batch, written, groups, n, of=dtype), C=like(batch, read, groups, n, of=dtype))
     more = dict(dt_bh=like(batch, heads), D_h=like(heads, split=False), z=like(batch, read, heads, p, of=dtype))
-    step = lambda h, p: ssd_step(**p, state_bhpn=h, implementation="gpu")
+    step = lambda h, p: ssd_step(**p, state_bhpn=h, implementation=implementation)
     in_place(step, like(batch, heads, p, n), given | (more if gated else {}))
 """
 ONE = """
@@ -197,3 +219,16 @@ def test_it_compiles_for_hopper_in_place_and_without_a_spill():
 def test_two_gpus_take_their_own_rows():
     out, _ = run(HOPPER + COMPILE + TWO, devices=2)
     assert "collectives\n" in out
+
+
+ON_TPU = """
+for shape in [(128, 64, 64, 128, 1, 1, 1, "bfloat16", True), (128, 64, 64, 128, 64, 2, 1, "float32", False),
+              (8, 8, 64, 128, 8, 8, 4, "float32", False)]:
+    check(*shape, implementation="tpu")
+"""
+
+
+@needs_kernels
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_the_tpu_compiler_takes_it_in_place(topology):
+    compiles(TPU + COMPILE + ON_TPU, topology)

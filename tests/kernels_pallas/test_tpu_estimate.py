@@ -54,6 +54,7 @@ with tempfile.TemporaryDirectory() as folder:
 def test_the_innermost_loop_is_counted():
     """Empty bundles are waits, and count; what is around the loop does not."""
     assert tpu_estimate.count(SCHEDULE) == 3
+    assert tpu_estimate.count(SCHEDULE, trips=4) == 2 + 4 * 3
 
 
 @pytest.mark.parametrize("name", ["v5e", "7x"])
@@ -81,16 +82,29 @@ def test_bytes_and_products_of_a_token():
     for loop in loops:
         states = 4 * 64 / 2048 * (2 if loop.which == "gradients" else 1)
         assert loop.bytes / loop.tokens == 2 * {"bfloat16": 2, "float32": 4}[loop.dtype] + states
+    for loop in tpu_estimate.selective_scans():
+        width, n = {"bfloat16": 2, "float32": 4}[loop.dtype], 64 if "N64" in loop.shape else 16
+        shared = {"forward": 2 * 4 * n / 2048, "backward": 4 * n / 64 + 4 * 4 * n / 1024}[loop.which]
+        assert loop.bytes / loop.tokens == {"forward": 4, "backward": 7}[loop.which] * width + shared
+
+
+def test_bytes_and_products_of_a_chunk_of_heads():
+    """Forward: x and y, B and C for all heads of a block, three gates; triangles of 128 x 128, and twice the states."""
+    first, _, _, last = tpu_estimate.dualities()
+    assert first.trips == last.trips == 2
+    assert first.tokens == 2 * 128 * 16 and first.bytes == 2 * 128 * (16 * 64 * 4 + 128 * 4 + 16 * 12)
+    assert first.multiplied == (int(2 * 128**3 * (8 * (1.5 + 2) + 1.5)), 0)
+    assert last.tokens == 2 * 128 * 8 and last.multiplied == (2 * 128**3 * (8 * (2 + 5.5) + 3), 0)
 
 
 def test_a_record_for_every_loop_and_generation(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tpu_estimate, "start", lambda folder: None)
-    monkeypatch.setattr(tpu_estimate, "bundles", lambda function, arrays, topology, folder: len(topology))
+    monkeypatch.setattr(tpu_estimate, "bundles", lambda function, arrays, topology, folder, trips: len(topology))
     monkeypatch.setattr(tpu_estimate, "version", lambda name: "1")
     monkeypatch.setattr(sys, "argv", ["tpu_estimate", "--json", str(tmp_path / "out.jsonl")])
     tpu_estimate.main()
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert len(records) == 5 * (6 + 9) == len(capsys.readouterr().out.splitlines())
+    assert len(records) == 5 * (6 + 9 + 6 + 4) == len(capsys.readouterr().out.splitlines())
     assert len({(x["op"], x["shape"], x["pass"], x["device"]) for x in records}) == len(records)
     for x in records:
         assert x["estimate"] and x["bundles"] == len(tpu_estimate.GENERATIONS[x["device"]].topology)

@@ -1,5 +1,7 @@
 """Prompts of unequal length, sampling against exact probabilities, and states that are saved, branched, rolled back."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,8 +68,10 @@ def test_greedy_text_is_the_whole_sequence_read_again(rng):
 DRAW = dict(max_tokens=12, temperature=1.5, top_k=9, top_p=0.95)
 
 
-def test_a_row_stops_and_keeps_its_state(rng):
-    """Every row goes on as without `stop` until it draws one; then it repeats it, and reads nothing more."""
+def test_a_row_stops_and_keeps_its_state(rng, monkeypatch):
+    """Every row goes on as without `stop` until it draws one; then it repeats it, and reads nothing more.
+    In programs of four tokens: what has stopped is carried from one to the next."""
+    monkeypatch.setattr(generation, "TOGETHER", 4)
     model, variables = writer(rng)
     key = jax.random.key(3)
     free = generate(model, variables, PROMPTS, key=key, **DRAW).tokens_bl
@@ -102,6 +106,18 @@ def test_a_stream_yields_what_is_generated_and_compiles_once(rng, monkeypatch):
     other = list(stream(twin, variables, PROMPTS, key=jax.random.key(5), **DRAW | dict(max_tokens=3)))
     assert np.any(np.stack(other, 1) != expected[:, :3])
     assert [function._cache_size() for function in compiled] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_state_goes_round_the_loop(name, rng):
+    """One by one and by one program; in bfloat16 the state keeps its dtypes, or a loop would not take it."""
+    model, variables, _ = start(rng, name)
+    tokens = generate(model, variables, PROMPTS, max_tokens=3).tokens_bl
+    np.testing.assert_array_equal(np.stack(list(stream(model, variables, PROMPTS, max_tokens=3)), 1), tokens)
+    half, state = model.clone(dtype="bfloat16"), model.initial_state(3)
+    step = partial(half.apply, method="step")
+    _, after = jax.eval_shape(step, variables, jnp.zeros(3, jnp.int32), state)
+    assert jax.tree.map(lambda s: (s.shape, s.dtype), after) == jax.tree.map(lambda s: (s.shape, s.dtype), state)
 
 
 def test_every_step_and_row_draws_anew(rng):

@@ -12,7 +12,8 @@ from tests.oracles import assert_close, relative
 from tests.ssm.test_mixers import OPTIONS, STATE
 
 VOCABULARY, WIDTH, LENGTH = 11, 4, 12
-FAMILIES = ("mamba", "mamba2", "mamba3", "attention", "s5", "s4d")  # every kind of state; all mixers: test_mixers
+# Every kind of state; all mixers: test_mixers.
+FAMILIES = ("mamba", "mamba2", "mamba3", "gated_deltanet", "attention", "s5", "s4d")
 SMALL = {name: OPTIONS.get(name, {}) | ({} if name == "attention" else {"state_size": STATE}) for name in MIXERS}
 
 

@@ -1,5 +1,7 @@
 """Mamba against float64 loops written from the equations: the selective recurrence, and the whole block."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,29 +27,31 @@ def problem(rng, length, strongest=-300.0):
     return [x, dt, A, B, C, draw(size=D), draw(size=(2, D, N))]
 
 
-def loop(x, dt, A, B, C, D, h):
-    """h = e^{dt A} h + dt B x and y = C h + D x, token after token."""
+def loop(x, dt, A, B, C, D, h, negative=False):
+    """h = e^{dt A} h + dt B x and y = C h + D x, token after token; negative: 2 e^{dt A} - 1 for the decay."""
     y = np.zeros(x.shape)
     for t in range(x.shape[1]):
-        h = np.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * x[:, t])[..., None] * B[:, t, None]
+        decay = np.exp(dt[:, t, :, None] * A)
+        h = (2 * decay - 1 if negative else decay) * h + (dt[:, t] * x[:, t])[..., None] * B[:, t, None]
         y[:, t] = np.einsum("bdn,bn->bd", h, C[:, t]) + D * x[:, t]
     return y, h
 
 
-def adjoint(x, dt, A, B, C, D, h, y_bar, last_bar):
+def adjoint(x, dt, A, B, C, D, h, y_bar, last_bar, negative=False):
     """Gradients of sum(y_bar y) + sum(last_bar last), token before token."""
     states = [h]
     for t in range(x.shape[1]):
         states.append(
-            loop(*(v[:, t : t + 1] for v in (x, dt)), A, *(v[:, t : t + 1] for v in (B, C)), D, states[-1])[1]
+            loop(*(v[:, t : t + 1] for v in (x, dt)), A, *(v[:, t : t + 1] for v in (B, C)), D, states[-1], negative)[1]
         )
     x_bar, B_bar, C_bar, dt_bar = np.zeros(x.shape), np.zeros(B.shape), np.zeros(C.shape), np.zeros(dt.shape)
     A_bar, g = np.zeros(A.shape), last_bar
     for t in range(x.shape[1] - 1, -1, -1):
         decay = np.exp(dt[:, t, :, None] * A)
+        decay, slope = (2 * decay - 1, 2 * decay) if negative else (decay, decay)
         g = g + y_bar[:, t, :, None] * C[:, t, None]
         C_bar[:, t] = np.einsum("bd,bdn->bn", y_bar[:, t], states[t + 1])
-        z_bar = g * decay * states[t]
+        z_bar = g * slope * states[t]
         A_bar += np.einsum("bdn,bd->dn", z_bar, dt[:, t])
         read = np.einsum("bdn,bn->bd", g, B[:, t])
         dt_bar[:, t] = np.einsum("bdn,dn->bd", z_bar, A) + read * x[:, t]
@@ -58,19 +62,21 @@ def adjoint(x, dt, A, B, C, D, h, y_bar, last_bar):
 
 
 @each_form
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 1000])
-def test_values_and_all_gradients(length, form, rng, x64):
+@pytest.mark.parametrize(
+    ("length", "negative"), [(1, False), (63, False), (64, False), (65, False), (65, True), (1000, False)]
+)
+def test_values_and_all_gradients(length, negative, form, rng, x64):
     p = problem(rng, length)
     bars = rng.normal(size=p[0].shape), rng.normal(size=p[6].shape)
 
     def total(args):
-        out = FORMS[form](*args)
+        out = FORMS[form](*args, negative_eigenvalues=negative)
         return sum(jnp.sum(bar * o) for bar, o in zip(bars, out, strict=True)), out
 
     grads, out = jax.jit(jax.grad(total, has_aux=True))([jnp.asarray(v) for v in p])
-    for label, value, ref in zip(("y", "last state"), out, loop(*p), strict=True):
+    for label, value, ref in zip(("y", "last state"), out, loop(*p, negative), strict=True):
         assert_close(value, ref, scale=length, label=label)
-    for label, value, ref in zip(NAMES, grads, adjoint(*p, *bars), strict=True):
+    for label, value, ref in zip(NAMES, grads, adjoint(*p, *bars, negative), strict=True):
         assert_close(value, ref, scale=length, gradient=True, label=label)
 
 
@@ -158,6 +164,17 @@ def test_theorem_1_is_a_gated_recurrence(form, rng, x64):
 
 
 @each_form
+def test_parity_of_a_hundred_thousand_bits(form, rng):
+    """No input, and a state of 1 whose sign each bit of 1 turns: with a long dt, e^{dt A} is 0, the eigenvalue -1."""
+    bits = rng.integers(0, 2, size=100_000)
+    dt = jnp.asarray(50.0 * bits, jnp.float32).reshape(1, -1, 1)
+    one, start = jnp.ones_like(dt), jnp.ones((1, 1, 1))
+    options = dict(rule="zoh", negative_eigenvalues=True)
+    y, _ = jax.jit(partial(FORMS[form], **options))(0 * one, dt, -start[0], one, one, jnp.ones(1), start)
+    np.testing.assert_array_equal(y[0, :, 0], 1 - 2 * (np.cumsum(bits) % 2))
+
+
+@each_form
 def test_step_after_step(form, rng, x64):
     p = list(map(jnp.asarray, problem(rng, 9)))
     y, last = FORMS[form](*p)
@@ -187,7 +204,7 @@ def weights(rng, module, dtype=jnp.float64):
     return jax.tree.map(lambda v: v.astype(dtype) + 0.3 * rng.normal(size=v.shape), params)
 
 
-def block(p, x, rank, n, state, norm=None):
+def block(p, x, rank, n, state, norm=None, negative=False):
     """Figure 3 and Algorithm 2, token after token."""
     silu = lambda v: v / (1 + np.exp(-v))  # noqa: E731
     linear = lambda name, v: v @ p[name]["kernel"] + p[name].get("bias", 0)  # noqa: E731
@@ -200,7 +217,7 @@ def block(p, x, rank, n, state, norm=None):
         u = silu(np.einsum("bkd,dk->bd", window, p["conv"]["weight"]) + p["conv"].get("bias", 0))
         dt, B, C = (rms(v) for v in np.split(linear("x_proj", u), [rank, rank + n], -1))
         dt = np.log1p(np.exp(linear("dt_proj", dt)))
-        y, h = loop(u[:, None], dt[:, None], -np.exp(p["A_log"]), B[:, None], C[:, None], p["D"], h)
+        y, h = loop(u[:, None], dt[:, None], -np.exp(p["A_log"]), B[:, None], C[:, None], p["D"], h, negative)
         out.append(linear("out_proj", y[:, 0] * silu(z)))
     return np.stack(out, 1), (recent, h)
 
@@ -209,6 +226,7 @@ OPTIONS = [
     dict(),
     dict(dt_rank=3, bias=True, conv_bias=False, conv_width=2, expand=3),
     dict(norm_BCdt=True, norm_eps=0.1, width=20),
+    dict(negative_eigenvalues=True),
 ]
 
 
@@ -220,7 +238,8 @@ def test_the_block_is_its_equations(options, rng, x64):
     x = rng.normal(size=(2, 7, module.width))
     rank = options.get("dt_rank", 2 if module.width == 20 else 1)
     host = jax.tree.map(np.asarray, params)
-    expected, end = block(host, x, rank, 5, map(np.asarray, state), 0.1 if module.norm_BCdt else None)
+    norm = 0.1 if module.norm_BCdt else None
+    expected, end = block(host, x, rank, 5, map(np.asarray, state), norm, module.negative_eigenvalues)
     for form in (*FORMS, "auto"):
         y, last = jax.jit(module.clone(form=form).apply)({"params": params}, jnp.asarray(x), state)
         for out, ref in zip((y, *last), (expected, *end), strict=True):
@@ -266,6 +285,7 @@ def test_dt_in_bfloat16_keeps_its_bias(rng):
     ("options", "message"),
     [
         (dict(rule="exponential_trapezoidal"), "rule 'exponential_trapezoidal' is not one that mamba can take"),
+        (dict(rule="bilinear", negative_eigenvalues=True), "rule 'bilinear' is not one that mamba with negative"),
         (
             dict(form="chunk"),
             "unknown form 'chunk'; did you mean 'chunked'? Allowed: auto, chunked, parallel, recurrent",

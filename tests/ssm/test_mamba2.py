@@ -200,3 +200,15 @@ def test_wrong_options_and_states_are_named(untyped):
             jax.eval_shape(module.apply, variables, x, state)
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(lambda state: module.apply(variables, x[:, 0], state, method="step"), state)  # noqa: B023
+
+
+@pytest.mark.parametrize(("form", "implementation"), [("chunked", "xla"), ("auto", "auto")])
+def test_chunked_asks_for_no_kernel(form, implementation, monkeypatch):
+    """What the kernels are compared with is XLA's, the convolution too."""
+    asked = []
+    for name in ("ssd", "short_convolution"):
+        run = getattr(mamba2, name)
+        monkeypatch.setattr(mamba2, name, lambda *v, run=run, **o: asked.append(o["implementation"]) or run(*v, **o))
+    layer = mixer("mamba2", WIDTH, SIZES | {"form": form})
+    jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 3, WIDTH)))
+    assert asked == [implementation] * 2

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels_pallas.rotation import summed_angle
 from ssm.mixers import mamba2, mixer
 from ssm.mixers.mamba3 import State, chunked, recurrent, step
-from ssm.rotation import summed_angle
 from tests.oracles import assert_close
 
 FORMS = [recurrent, chunked]

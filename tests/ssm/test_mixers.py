@@ -21,6 +21,7 @@ OPTIONS = {  # what each mixer is tested with where a test says nothing
     "mamba": dict(chunk_size=16),
     "mamba2": dict(head_size=2, groups=2, chunk_size=16),
     "mamba3": dict(head_size=4, chunk_size=16),
+    "gated_deltanet": dict(heads=2, head_size=3, groups=1, chunk_size=16),
     "attention": dict(heads=2, kv_heads=1, window=7),
 }
 OWN = [(name, {}) for name in MIXERS] + [("liquid_s4", dict(mode="exact")), ("liquid_s4", dict(mode="kb", degree=3))]
@@ -34,6 +35,7 @@ CASES = OWN + [
     ("mamba", dict(rule="bilinear", norm_BCdt=True, dt_rank=2)),
     ("mamba3", dict(mimo=True, rank=2, groups=2, output_norm=True)),
     ("mamba3", dict(rotation="fixed", rope_fraction=1.0, trapezoid=False)),
+    ("gated_deltanet", dict(decay=False, negative_eigenvalues=True, output_gate=False, groups=None)),
 ]
 FORMS = {  # besides "auto"; three where nothing is said
     "s4": ("recurrent", "parallel"),
@@ -41,6 +43,7 @@ FORMS = {  # besides "auto"; three where nothing is said
     "lru": ("recurrent", "parallel"),
     "mamba2": ("recurrent", "quadratic", "chunked"),
     "mamba3": ("recurrent", "chunked"),
+    "gated_deltanet": ("recurrent", "chunked"),
     "attention": ("auto",),
 }
 
@@ -157,7 +160,7 @@ def test_vmap(name, options, rng):
     assert_all_close((y[:, 0], jax.tree.map(lambda s: s[:, 0], state)), jax.jit(module.apply)(variables, x), scale=9)
 
 
-CAUSAL_ONLY = ("liquid_s4", "mamba", "mamba2", "mamba3", "attention")
+CAUSAL_ONLY = ("liquid_s4", "mamba", "mamba2", "mamba3", "gated_deltanet", "attention")
 BOTH_WAYS = [name for name in MIXERS if name not in CAUSAL_ONLY]
 
 

@@ -10,12 +10,13 @@ from ssm.mixers import MIXERS
 from ssm.models import SequenceClassifier, layers
 from tests.oracles import assert_close
 
-CAUSAL_ONLY = ("liquid_s4", "mamba", "mamba2", "mamba3", "attention")
+CAUSAL_ONLY = ("liquid_s4", "mamba", "mamba2", "mamba3", "gated_deltanet", "attention")
 LENGTHS = jnp.asarray([12, 7, 1])
 MIXER_OPTIONS = {name: dict(state_size=4) for name in MIXERS if name != "attention"}
 MIXER_OPTIONS["attention"] = dict(heads=2, window=5)
 MIXER_OPTIONS["mamba2"]["head_size"] = 2
 MIXER_OPTIONS["mamba3"]["head_size"] = 4
+MIXER_OPTIONS["gated_deltanet"]["heads"] = 2
 MIXER_OPTIONS["s4"]["length"] = MIXER_OPTIONS["dss"]["length"] = 12
 
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ssm.naming import unknown
-from ssm.recurrence import linear_recurrence
+from kernels_pallas.associative_scan import associative_scan
 
 LAYOUTS = ("pairs", "halves")
 
@@ -21,14 +20,15 @@ def rotate(
     """
     n, s = x.shape[-1], turn[0].shape[-1]
     if layout not in LAYOUTS:
-        raise unknown("layout", layout, LAYOUTS)
+        raise ValueError(f"layout is {layout!r}; it may be {' or '.join(LAYOUTS)}")
     if n % 2 or s > n // 2:
         raise ValueError(f"{s} angles for {n} states: the states must be even, with an angle for at most each two")
     shape, axis = ((n // 2, 2), -1) if layout == "pairs" else ((2, n // 2), -2)
-    a, b = jnp.moveaxis(x.reshape(*x.shape[:-1], *shape), axis, 0)
-    still = ((0, 0),) * (turn[0].ndim - 1) + ((0, n // 2 - s),)
+    planes, still = x.reshape(*x.shape[:-1], *shape), ((0, 0),) * (turn[0].ndim - 1) + ((0, n // 2 - s),)
     cos, sin = (jnp.pad(each, still, constant_values=value) for each, value in zip(turn, (1, 0), strict=True))
-    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis).reshape(x.shape)
+    cos, sin = (jnp.expand_dims(each, axis) for each in (cos, sin))
+    sign = np.array([-1, 1], x.dtype).reshape((1,) * (sin.ndim - 2) + ((1, 2) if axis == -1 else (2, 1)))
+    return (planes * cos + jnp.flip(planes, axis) * (sign * sin)).reshape(x.shape)
 
 
 @jax.custom_vjp
@@ -40,15 +40,15 @@ def summed_angle(
     Summed as integers of 2^-32 turns (2^-64 for float64), whose overflow is the full turn: the sum itself has no
     rounding, in any order, at any length. reset: False at the first token, which continues from `start_bhs`.
     """
-    units = _units(angle_blhs).at[:, 0].add(_units(start_bhs))
-    total = jnp.cumsum(units, 1)
+    each = units(angle_blhs).at[:, 0].add(units(start_bhs))
+    total = jnp.cumsum(each, 1)
     if reset is not None:
         origin = jax.lax.cummax(jnp.where(reset, jnp.arange(reset.shape[1])[None], 0), axis=1)
-        total -= jnp.take_along_axis(total - units, origin[..., None, None], 1)
+        total -= jnp.take_along_axis(total - each, origin[..., None, None], 1)
     return total.astype(angle_blhs.dtype) * (2 * np.pi / 2.0 ** jnp.finfo(angle_blhs.dtype).bits)
 
 
-def _units(radians):
+def units(radians):
     """Radians modulo 2 pi as signed integers, of which 2^bits are a turn.
 
     1 / (2 pi) comes in two parts, as one rounds. Half a turn is the one number without room above 0: it is minus half.
@@ -64,8 +64,10 @@ def _units(radians):
 
 def _summed_angle_bar(reset, bar):
     ends = None if reset is None else jnp.roll(reset, -1, 1)
-    bar, _ = linear_recurrence(jnp.ones_like(bar[0, 0]), bar, reverse=True, reset=ends)
-    return bar, bar[:, 0], None
+    flat = bar.reshape(*bar.shape[:2], -1)
+    total, _ = associative_scan(jnp.ones_like(flat[0, 0]), flat, reverse=True, reset=ends)
+    total = total.reshape(bar.shape)
+    return total, total[:, 0], None
 
 
 summed_angle.defvjp(lambda *arguments: (summed_angle(*arguments), arguments[2]), _summed_angle_bar)

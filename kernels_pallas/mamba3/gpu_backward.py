@@ -1,0 +1,400 @@
+r"""The gradients of Mamba-3 on NVIDIA Hopper GPUs.
+
+As in state space duality, a walk finds the state that enters every chunk and one the other way what every chunk's state
+means for the tokens behind it; then all chunks are independent. A pair of warpgroups takes one chunk and goes over the
+heads of a group: one makes q and finds its cotangent, the other k and its own. They turn them back and sum those of B,
+C and theta in registers: no key and no angle of a head reaches memory, nor does its cotangent.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from kernels_pallas.associative_scan import associative_scan
+from kernels_pallas.mamba3 import gpu_tiles as keys
+from kernels_pallas.mamba3.gpu_tiles import BLOCK, GATES, RATE, STRICT, SUMS, matrix
+from kernels_pallas.partition import over_batch
+from kernels_pallas.ssd import gpu_tiles as tile
+from kernels_pallas.ssd.gpu_tiles import COLUMNS, LEAST, ROWS, WGMMA, Q
+from kernels_pallas.ssd.gpu_walk import clipped
+
+STAGES = 2
+BUSY = 264  # pairs of warpgroups: with fewer, several share a chunk
+READ, THROUGH, TURNED_Q, INSIDE, BEYOND, SKIPPED, OWNED, TURNED_K = range(8)  # sums of a chunk
+SUMMED = 8
+
+
+class Bars(NamedTuple):
+    """The cotangents of the arguments of `gpu_core.fused` of the same names."""
+
+    x: jax.Array
+    gates: tuple
+    BC: tuple
+    biases: tuple
+    theta: jax.Array
+    angle: jax.Array
+    D: jax.Array
+    h: jax.Array
+
+
+def cotangents(chunks, x, gates, D, enters, dy, d_last, rank: int) -> Bars:
+    """From the state that enters every segment, and the cotangents of y and of the last state."""
+    segments, groups, heads = chunks.segments, chunks.B.shape[2], len(D)
+    states, _ = chunks.walk(x, enters, reverse=False)
+    costates, dh = chunks.walk(dy, chunks.entering(dy, d_last, reverse=True), reverse=True)
+    splits, pairs = 1, x.shape[0] * x.shape[1] // Q * groups
+    while pairs * splits < BUSY and heads // groups % (2 * splits) == 0:
+        splits *= 2
+    wide = jnp.broadcast_to(D[:, None], (heads, x.shape[-1]))
+    arrays = *chunks.arrays(x), wide, segments.cut(dy), states, costates, *_masks(chunks, rank)
+    axes = f"{chunks.AXES}, h p, b l h p, b h c n p, b h c n p, b c q j, b c q k"
+    results = "b l h p" + 2 * ", b e l g n" + 2 * ", b f l s" + ", b h c o q" + 2 * ", b h c r m t" + 2 * ", b h c v t"
+    run = partial(gradients, rank=rank, splits=splits)
+    dx, dB, dC, *dtheta, sums, B_bias, C_bias, ends_k, ends_q = over_batch(run, axes, results)(*arrays)
+
+    da, dlater, down, drate, dD = _of_gates(sums, chunks.gates[:, :, :, STRICT])
+    a, _, _, rate = gates
+    of_lanes = lambda v: jnp.moveaxis(v, 1, -1).reshape(a.shape)  # noqa: E731
+    da, dlater, down, drate = map(of_lanes, (da, dlater, down, drate))
+    da = jnp.where(clipped(a) > LEAST, da, 0)
+    whole = lambda v: v.reshape(*x.shape[:2], *v.shape[2:])  # noqa: E731
+    theta_bar, rate_bar, angle = _of_angles(chunks, whole(chunks.theta), rate, _ends(ends_k) + _ends(ends_q))
+    dtheta = whole(sum(dtheta).sum(1)) + theta_bar
+    BC = tuple(whole(v.sum(1)).astype(chunks.B.dtype) for v in (dB, dC))
+    biases = tuple(_of_bias(v, bias) for v, bias in ((B_bias, chunks.B_bias), (C_bias, chunks.C_bias)))
+    dh = segments.last(dh, reverse=True)
+    return Bars(whole(dx), (da, dlater, down, drate + rate_bar), BC, biases, dtheta, angle, dD, dh)
+
+
+def _masks(chunks, rank: int) -> tuple:
+    """By chunk: which lanes' angles one lane is part of; and by columns the lanes of each rank, last those before any
+    reset, whose angles are part of the chunk before."""
+    batch, length = chunks.gates.shape[0], chunks.theta.shape[1]
+    seen = jnp.zeros((batch, length)) if chunks.seen is None else chunks.seen
+    seen = seen.reshape(batch, -1, Q)
+    since = np.triu(np.ones((Q, Q), bool))[None, None] & (seen[..., None] == seen[..., None, :])
+    ranks = np.zeros((Q, BLOCK), np.float32)
+    ranks[np.arange(Q), np.arange(Q) % rank] = 1
+    lanes = jnp.broadcast_to(ranks[None, None], (*seen.shape, BLOCK)).at[..., -1].set((seen == 0).astype(jnp.float32))
+    return since.astype(jnp.bfloat16), lanes.astype(jnp.bfloat16)
+
+
+def _of_gates(sums, later):
+    """The cotangents (b, h, c, q) of log decays, of what later lanes and its own read, of the rate, and of D (h,).
+
+    A log decay scales all that crosses it: what a later token of its chunk reads of one before, or of the state at the
+    start, what the end keeps of a token before it, and what goes all the way through.
+    """
+    read, through, turned_q, inside, beyond, skipped, owned, turned_k = (sums[:, :, :, i] for i in range(SUMMED))
+    since = np.triu(np.ones((Q, Q), np.float32))
+    da = jnp.einsum("tq,bhcq->bhct", since, read - later * (inside + beyond), precision="highest")
+    da += (through + later * beyond).sum(-1, keepdims=True)
+    flat = lambda v: v.reshape(*v.shape[:2], -1)  # noqa: E731
+    rate = (turned_q + turned_k) * np.float32(2 * np.pi)
+    return *map(flat, (da, inside + beyond, owned, rate)), skipped.sum((0, 2, 3))
+
+
+def _of_angles(chunks, theta, rate, ends) -> tuple:
+    """What the angles of later chunks say to theta, to its rate, and to the angle before the first lane.
+
+    theta (b, l, s) in turns, rate (b, l, h); ends (b', h, c', s): what a chunk says to the angle before it.
+    """
+    batch, heads = len(rate), rate.shape[2]
+    ends = jnp.moveaxis(ends.reshape(batch, -1, *ends.shape[1:]), 2, 3).reshape(batch, -1, heads * ends.shape[-1])
+    count = ends.shape[1]
+    mine, cut = jnp.ones((batch, count, Q)), None
+    if chunks.seen is not None:
+        seen = chunks.seen.reshape(batch, count, Q)
+        mine, cut = (seen == seen[..., -1:]).astype(jnp.float32), seen[..., -1] > 0
+    total, _ = associative_scan(jnp.ones_like(ends[0, 0]), ends, reverse=True, reset=cut)
+    beyond = jnp.pad(total[:, 1:], ((0, 0), (0, 1), (0, 0))).reshape(batch, count, heads, -1)
+    chunked = lambda v: v.reshape(batch, count, Q, -1)  # noqa: E731
+    product = partial(jnp.einsum, precision="highest")
+    theta_bar = product("bcqh,bchs->bcqs", chunked(rate) * mine[..., None], beyond).reshape(theta.shape)
+    rate_bar = product("bcqs,bchs->bcqh", chunked(theta) * mine[..., None], beyond).reshape(rate.shape)
+    return theta_bar, rate_bar * np.float32(2 * np.pi), total[:, 0].reshape(batch, heads, -1)
+
+
+def _ends(sums):
+    """(b, h, c, s) of blocks of the high and of the low parts of planes."""
+    parts = sums.reshape(*sums.shape[:4], 2, BLOCK).sum(4)
+    return parts.reshape(*sums.shape[:3], -1)
+
+
+def _of_bias(sums, bias):
+    """Of rows for all lanes or for every lane, the first of each rank."""
+    total = jnp.swapaxes(sums.sum((0, 2)).reshape(*sums.shape[1:2], *sums.shape[3:5], 2, BLOCK), 2, 3)
+    total = total.reshape(len(bias), -1, bias.shape[2])
+    return jnp.pad(total, ((0, 0), (0, bias.shape[1] - total.shape[1]), (0, 0)))
+
+
+@partial(jax.jit, static_argnames=("rank", "splits"))  # lowered once for all layers
+def gradients(
+    x, gates, B, C, theta, starts, B_bias, C_bias, D, dy, states, costates, since, lanes, *, rank: int, splits: int
+):
+    """(dx, dB and dC (b, splits, l, g, n), what k and q say to theta (b, blocks, l, s), sums (b, h, c, 8, q), what B's
+    and C's biases get (b, h, c, r, m, 64), and the angle before the chunk by k and by q (b, h, c, s / 32, 64)).
+
+    The sums have, for every lane, what dy says to all it reads of before its token, parts of what dy's state says to
+    x's state all the way through the chunk, what q's angles say to its rate, what x says to all that reads it in the
+    chunk and beyond, what x says to dy, what its own token reads, and what k's angles say to its rate.
+    """
+    (batch, length, heads, p), (groups, n), planes = x.shape, B.shape[2:], theta.shape[2]
+    steps, chunks, blocks = heads // groups // splits, length // Q, groups * splits
+
+    def place(step):
+        block, chunk = jax.lax.axis_index("block"), jax.lax.axis_index("chunk")
+        return jax.lax.axis_index("batch"), block * steps + step, chunk, pl.ds(chunk * Q, Q), jax.lax.div(block, splits)
+
+    def copies(refs, s, step, slot):
+        (b, head, chunk, rows, _), (dy_ref, states_ref, costates_ref) = place(step), refs[9:12]
+        yield refs[1].at[b, head, chunk], s["gates"].at[slot]
+        yield refs[0].at[b, rows, head], s["x"].at[slot]
+        yield dy_ref.at[b, rows, head], s["dy"].at[slot]
+        yield states_ref.at[b, head, chunk], s["states"].at[slot]
+        yield costates_ref.at[b, head, chunk], s["costates"].at[slot]
+
+    def once(refs, s):
+        b, _, chunk, rows, group = place(0)
+        yield refs[3].at[b, rows, group], s["raw"].at[0]
+        yield refs[2].at[b, rows, group], s["raw"].at[1]
+        yield refs[12].at[b, chunk], s["since"]
+        yield refs[13].at[b, chunk], s["lanes"]
+        yield refs[14], s["ones"]
+
+    out = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), jnp.float32)  # noqa: E731
+    of_group, of_planes = out(splits, length, groups, n), out(blocks, length, planes)
+    of_bias, ends = out(heads, chunks, rank, n // Q, Q), out(heads, chunks, planes // BLOCK, Q)
+    out_type = jax.ShapeDtypeStruct(x.shape, x.dtype), of_group, of_group, of_planes, of_planes
+    out_type += out(heads, chunks, SUMMED, Q), of_bias, of_bias, ends, ends
+    grid = dict(block=blocks, chunk=chunks, batch=batch)
+    kernel = partial(_chunk, place, steps, splits, rank)
+    theta = theta.reshape(batch, chunks, Q, planes)
+    arrays = x, gates, B, C, theta, starts, B_bias, C_bias, D, dy, states, costates, since, lanes, keys.triangle()
+    return keys.launch(
+        kernel, {"heads": (STAGES, 5, copies)}, (5, once), arrays, out_type, _scratch(p, n), grid, 2, steps
+    )
+
+
+def _scratch(p: int, n: int) -> dict:
+    return ({} if p == Q else {"out": matrix(Q, p, 1)}) | {
+        **{name: matrix(Q, n, 2) for name in ("raw", "key")},  # of q, and of k
+        **{name: matrix(Q, p, STAGES) for name in ("x", "dy")},
+        **{name: matrix(n, p, STAGES) for name in ("states", "costates")},
+        **{name: matrix(Q, Q, 2) for name in ("dscores", "stage")},
+        **{name: matrix(Q, Q) for name in ("since", "ones")},
+        "within": matrix(Q, Q, 1),
+        "lanes": matrix(Q, BLOCK),
+        "gates": tile.vectors(STAGES, GATES),
+        **{name: plgpu.Barrier(num_arrivals=2) for name in ("made", "over")},
+    }
+
+
+class Side(NamedTuple):
+    """What one of the two warpgroups works on, the first on q and C, the second on k and B."""
+
+    thread: object
+    bias_ref: object
+    chunk: object
+    theta_ref: object  # by chunks
+    starts_ref: object  # by chunks and heads
+    outs: tuple  # refs of the cotangents of B or C, and of theta; by heads, of its bias, and of the angle before
+
+    @property
+    def planes(self) -> int:
+        return self.theta_ref.shape[-1]
+
+    def of(self, s: dict, name: str, other: bool = False):
+        """Its tile of shared memory, or the other warpgroup's."""
+        thread = keys.anew(self.thread)
+        return s[name].at[1 - thread if other else thread]
+
+
+def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: dict, thread) -> None:
+    """One chunk of all heads of a block: a warpgroup for q, and one for k and dx."""
+    theta_ref, starts_ref, B_bias, C_bias, D_ref = refs[4:9]
+    dx_ref, dB_ref, dC_ref, theta_k, theta_q, sums_ref, of_B_bias, of_C_bias, ends_k, ends_q = refs[15:]
+    b, _, chunk, rows, group = place(0)
+    block = jax.lax.axis_index("block")
+    split = jax.lax.rem(block, splits)
+    common = chunk, theta_ref.at[b], starts_ref.at[b]
+
+    def all_heads(visit, side):
+        zero = plgpu.layout_cast(jnp.zeros((Q, BLOCK), jnp.float32), WGMMA)
+        totals = [zero] * (s["raw"].shape[-1] // BLOCK), [zero] * (side.planes // BLOCK)
+
+        def step(i, totals):
+            slot, (_, head, _, _, _) = jax.lax.rem(i, STAGES), place(i)
+            plgpu.barrier_wait(s["heads arrived"].at[slot])
+            refs = D_ref.at[head], dx_ref.at[b, rows, head], sums_ref.at[b, head, chunk]
+            totals = visit(s, side, slot, head, rank, refs, totals)
+            plgpu.barrier_arrive(s["heads used"].at[slot])
+            tile.meet(s["over"])
+            return totals
+
+        of_keys, of_theta = jax.lax.fori_loop(0, steps, step, totals)
+        for i, lo, hi in keys.blocks(s["raw"].shape[-1]):
+            side.outs[0][:, lo], side.outs[0][:, hi] = of_keys[2 * i], of_keys[2 * i + 1]
+            if i < len(of_theta):
+                side.outs[1][:, _planes(i)] = of_theta[i]
+
+    plgpu.barrier_wait(s["ready"])
+
+    @pl.when(thread == 0)
+    def _():
+        outs = dC_ref.at[b, split, rows, group], theta_q.at[b, block, rows]
+        outs += of_C_bias.at[b, :, chunk], ends_q.at[b, :, chunk]
+        all_heads(_queries, Side(thread, C_bias, *common, outs))
+
+    @pl.when(thread == 1)
+    def _():
+        outs = dB_ref.at[b, split, rows, group], theta_k.at[b, block, rows]
+        outs += of_B_bias.at[b, :, chunk], ends_k.at[b, :, chunk]
+        all_heads(_keys, Side(thread, B_bias, *common, outs))
+        plgpu.wait_smem_to_gmem(0)
+
+
+def _turn(s, side: Side, gates, head, i: int) -> tuple:
+    """(cos, sin) of a block of planes."""
+    stage, start = (
+        side.of(s, "stage"),
+        tile.load(side.starts_ref.at[side.chunk, head, _planes(i)], COLUMNS, shared=False),
+    )
+    parts = stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
+    return keys.turn(_theta(side, i), start, gates.at[RATE], s["ones"], parts)
+
+
+def _theta(side: Side, i: int):
+    return tile.load(side.theta_ref.at[keys.anew(side.chunk), :, _planes(i)], shared=False)
+
+
+def _planes(i: int):
+    return pl.ds(i * BLOCK, BLOCK)
+
+
+def _make(s, side: Side, gates, head) -> None:
+    """Its key of a head; both are made when it returns."""
+    raw, target = side.of(s, "raw"), side.of(s, "key")
+    for i, lo, hi in keys.blocks(target.shape[1]):
+        turned = _turn(s, side, gates, head, i) if i < side.planes // BLOCK else None
+        places = (lo, hi), (target.at[:, lo], target.at[:, hi])
+        keys.key(raw, side.bias_ref.at[head], *places, turned)
+    plgpu.commit_smem()
+    tile.meet(s["made"])
+
+
+def _back(s, side: Side, gates, head, rank: int, i: int, places: list, bars: list, totals: tuple):
+    """Turns the cotangents of a block of a key back, into the totals; (totals, what its angles say to their rate)."""
+    head = keys.anew(head)
+    (of_keys, of_theta), stage, key, (lo, hi) = totals, side.of(s, "stage"), side.of(s, "key"), bars
+    of_keys, of_theta, said = list(of_keys), list(of_theta), 0.0
+    parts = stage.at[:, pl.ds(0, BLOCK)], stage.at[:, pl.ds(BLOCK, BLOCK)]
+    of_rank = lambda r, x: jnp.where(keys.column_numbers() == r, x, 0).sum(1)  # noqa: E731
+    if i < side.planes // BLOCK:
+        a, b = (tile.load(key.at[:, at]) for at in places)
+        bar = hi * a - lo * b
+        high = jax.lax.optimization_barrier(bar.astype(jnp.bfloat16))
+        parts[0][...] = high
+        parts[1][...] = (bar - high.astype(jnp.float32)).astype(jnp.bfloat16)
+        plgpu.commit_smem()
+        (ends,) = tile.products((stage.T, s["lanes"]))
+        side.outs[3][head, i] = of_rank(BLOCK - 1, ends)
+        since, low = tile.products((s["since"], parts[0]), (s["since"], parts[1]))
+        since += low
+        said = (_theta(side, i) * since).sum(1)
+        of_theta[i] += tile.over_columns(tile.load(gates.at[RATE], ROWS), BLOCK) * since
+        cos, sin = _turn(s, side, gates, head, i)
+        lo, hi = lo * cos + hi * sin, hi * cos - lo * sin
+    of_keys[2 * i] += lo
+    of_keys[2 * i + 1] += hi
+    parts[0][...], parts[1][...] = lo.astype(jnp.bfloat16), hi.astype(jnp.bfloat16)
+    plgpu.commit_smem()
+    (biases,) = tile.products((stage.T, s["lanes"]))
+    for r in range(rank):
+        side.outs[2][head, r, i] = of_rank(r, biases)
+    return (of_keys, of_theta), said
+
+
+def _queries(s, side: Side, slot, head, rank: int, refs: tuple, totals: tuple) -> tuple:
+    """A head's part in the cotangents of C and, of q's angles, of theta."""
+    (*_, sums_ref), gates = refs, s["gates"].at[slot]
+    _make(s, side, gates, head)
+    x, dy, state, costate = (s[name].at[slot] for name in ("x", "dy", "states", "costates"))
+    q, k, dscores, sums = side.of(s, "key"), side.of(s, "key", other=True), side.of(s, "dscores"), gates.at[SUMS]
+    read = 0.0
+    for block in keys.columns(Q):
+        scores, bar = tile.products((q, k.at[block].T), (dy, x.at[block].T))
+        left, same = keys.pairs(gates, rank, block)
+        later, bar = keys.later(gates, block), bar * left
+        read += jnp.where(same, 0, scores * bar * later).sum(1)
+        dscores[:, block] = (bar * jnp.where(same, keys.own(gates), later)).astype(jnp.bfloat16)
+    plgpu.commit_smem()
+    since, said = tile.over_columns(tile.to_here(sums), BLOCK), 0.0
+    for i, *places in keys.blocks(k.shape[1]):
+        bars = []
+        for at in places:
+            bar, before = tile.products((dscores, k.at[:, at]), (dy, state.at[at].T))
+            before *= since
+            read += (before * tile.load(q.at[:, at])).sum(1)
+            bars.append(bar + before)
+        totals, more = _back(s, side, gates, head, rank, i, places, bars, totals)
+        said += more
+    through = 0.0
+    for at in range(0, state.shape[0], Q):
+        for block in keys.columns(state.shape[1]):
+            a, b = (tile.load(v.at[pl.ds(at, Q), block]) for v in (state, costate))
+            through += (a * b).sum(1)
+    sums_ref[READ], sums_ref[TURNED_Q] = read, said
+    sums_ref[THROUGH] = through * tile.through(sums, Q)
+    return totals
+
+
+def _keys(s, side: Side, slot, head, rank: int, refs: tuple, totals: tuple) -> tuple:
+    """A head's part in the cotangents of B and, of k's angles, of theta; and its dx. Rows are read by columns here."""
+    (D_ref, dx_ref, sums_ref), gates = refs, s["gates"].at[slot]
+    _make(s, side, gates, head)
+    x_tile, dy_tile, costate = (s[name].at[slot] for name in ("x", "dy", "costates"))
+    k, q, dscores, sums = side.of(s, "key"), side.of(s, "key", other=True), side.of(s, "dscores"), gates.at[SUMS]
+    last = keys.anew(side.thread) - 1
+    within, out = s["within"].at[last], s.get("out", s["within"]).at[last]
+    inside = owned = 0.0
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    for block in keys.columns(Q):
+        scores, bar = tile.products((k, q.at[block].T), (x_tile, dy_tile.at[block].T))
+        left, same = keys.pairs(gates, rank, block, transposed=True)
+        both = scores * bar * left
+        inside, owned = inside + jnp.where(same, 0, both).sum(1), owned + jnp.where(same, both, 0).sum(1)
+        left *= jnp.where(same, keys.own(gates), keys.later(gates))
+        within[:, block] = (scores * left).astype(jnp.bfloat16)
+        dscores[:, block] = (bar * left).astype(jnp.bfloat16)
+    sums_ref[INSIDE], sums_ref[OWNED] = inside, owned
+    plgpu.commit_smem()
+    to_end, later, dx, said, skipped = tile.to_end(sums), tile.load(gates.at[STRICT], ROWS), [], 0.0, 0.0
+    for block in keys.columns(x_tile.shape[1]):
+        inside, beyond = tile.products((within, dy_tile.at[:, block]), (k, costate.at[:, block]))
+        beyond *= tile.over_columns(to_end, BLOCK)
+        x, dy = tile.load(x_tile.at[:, block]), tile.load(dy_tile.at[:, block])
+        said, skipped = said + (x * beyond).sum(1), skipped + (x * dy).sum(1)
+        skip = tile.over_rows(tile.load(D_ref.at[block], COLUMNS, shared=False), Q)
+        dx.append(inside + tile.over_columns(later, BLOCK) * beyond + skip * dy)
+    sums_ref[BEYOND], sums_ref[SKIPPED] = said, skipped
+    for block, value in zip(keys.columns(x_tile.shape[1]), dx, strict=True):
+        out[:, block] = value.astype(jnp.bfloat16)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(out, dx_ref)
+    weight, said = tile.over_columns(to_end * later, BLOCK), 0.0
+    for i, *places in keys.blocks(k.shape[1]):
+        bars = []
+        for at in places:
+            bar, written = tile.products((dscores, q.at[:, at]), (x_tile, costate.at[at].T))
+            bars.append(bar + weight * written)
+        totals, more = _back(s, side, gates, head, rank, i, places, bars, totals)
+        said += more
+    sums_ref[TURNED_K] = said
+    return totals

@@ -1,0 +1,143 @@
+"""The walk that finds what enters every chunk: states, or on the way back what they mean for the tokens behind."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from kernels_pallas.mamba3 import gpu_tiles as keys
+from kernels_pallas.mamba3.gpu_tiles import BLOCK, GATES, RATE, STRICT, SUMS, matrix
+from kernels_pallas.partition import over_batch
+from kernels_pallas.ssd import gpu_tiles as tile
+from kernels_pallas.ssd.gpu_tiles import COLUMNS, ROWS, Q
+from kernels_pallas.ssd.gpu_walk import Segments
+
+STAGES = 2
+
+
+class Chunks(NamedTuple):
+    """A call as the kernels take it, its sequences cut into segments where few heads walk; theta in turns."""
+
+    segments: Segments
+    gates: jax.Array
+    B: jax.Array
+    C: jax.Array
+    theta: jax.Array
+    starts: jax.Array
+    B_bias: jax.Array
+    C_bias: jax.Array
+    seen: jax.Array | None  # resets from the start of its chunk up to every lane
+
+    AXES = "b l h p, b h c i q, b l g n, b l g n, b l s, b c h s, h r n, h r n"  # of `arrays`
+
+    @classmethod
+    def of(cls, x, gates, BC, biases, theta, starts, resets) -> "Chunks":
+        """Arguments as in `gpu_core.fused`."""
+        segments = Segments.of(x)
+        cut, (a, later, own, rate) = segments.cut, gates
+        seen = None if resets is None else jnp.cumsum(resets.astype(jnp.int32).reshape(len(x), -1, Q), 2)
+        of_chunks = lambda v: jnp.moveaxis(cut(v).reshape(len(x) * segments.count, -1, Q, v.shape[2]), 3, 1)  # noqa: E731
+        gates = jnp.concatenate([segments.gates(a, later), jnp.stack(list(map(of_chunks, (own, rate))), 3)], 3)
+        return cls(
+            segments,
+            gates,
+            *map(cut, (*BC, theta * np.float32(0.5 / np.pi), starts)),
+            *biases,
+            cut(None if seen is None else seen.reshape(x.shape[:2])),
+        )
+
+    def arrays(self, x) -> tuple:
+        return self.segments.cut(x), *self[1:8]
+
+    def walk(self, x, h, *, reverse: bool, keep: bool = True) -> tuple:
+        """As `walk`, from x = dy where reverse."""
+        key, bias = (self.C, self.C_bias) if reverse else (self.B, self.B_bias)
+        run = lambda *arrays: walk(*arrays, reverse=reverse, keep=keep)  # noqa: E731
+        axes, results = "b l h p, b h c i q, b l g n, b l s, b c h s, h r n, b h n p", "b h c n p, " * keep + "b h n p"
+        return over_batch(run, axes, results)(self.segments.cut(x), self.gates, key, self.theta, self.starts, bias, h)
+
+    def entering(self, x, h, *, reverse: bool):
+        """The state that enters every segment, of h at the first walked."""
+        if self.segments.count == 1:
+            return h
+        (ends,) = self.walk(x, jnp.zeros((self.gates.shape[0], *h.shape[1:])), reverse=reverse, keep=False)
+        return self.segments.across(ends, self.gates, h, reverse)
+
+
+@partial(jax.jit, static_argnames=("reverse", "keep"))  # lowered once for all layers
+def walk(x, gates, B, theta, starts, bias, h, *, reverse: bool, keep: bool):
+    """([the state (b, h, c, n, p) before every chunk,] the last one); arguments as in `gpu_forward.forward`.
+
+    reverse: the cotangents of states instead, those after every chunk, of x = dy and of C and its bias.
+    """
+    (batch, length, count, p), n = x.shape, B.shape[3]
+    heads, chunks = tile.Heads.of(x, B), length // Q
+    together = heads.together
+
+    def at(step):
+        return chunks - 1 - step if reverse else step
+
+    def copies(refs, s, step, slot):
+        (x_ref, gates_ref, B_ref, theta_ref), (b, head, group) = refs[:4], heads.place()
+        rows = pl.ds(at(step) * Q, Q)
+        yield B_ref.at[b, rows, group], s["B"].at[slot]
+        yield theta_ref.at[b, rows], s["theta"].at[slot]
+        for k in range(together):
+            yield gates_ref.at[b, head + k, at(step)], s["gates"].at[slot, k]
+            yield x_ref.at[b, rows, head + k], s["x"].at[slot, k]
+
+    def kernel(refs, s, thread):
+        (starts_ref, bias_ref, h_ref, _, *out_refs), (b, head, _) = refs[4:], heads.place()
+        head += thread
+        weighted, state, key = (s[name].at[thread] for name in ("weighted", "state", "key"))
+        plgpu.barrier_wait(s["ready"])
+
+        def visit(i, h):
+            slot = jax.lax.rem(i, STAGES)
+            plgpu.barrier_wait(s["tokens arrived"].at[slot])
+            gates = s["gates"].at[slot, thread]
+            sums = gates.at[SUMS]
+            for j, lo, hi in keys.blocks(n):
+                turned, parts = None, (key.at[:, lo], key.at[:, hi])
+                if j < theta.shape[2] // BLOCK:
+                    planes = pl.ds(j * BLOCK, BLOCK)
+                    start = tile.load(starts_ref.at[b, at(i), head, planes], COLUMNS, shared=False)
+                    of_block = tile.load(s["theta"].at[slot, :, planes])
+                    turned = keys.turn(of_block, start, gates.at[RATE], s["ones"], parts)
+                keys.key(s["B"].at[slot], bias_ref.at[head], (lo, hi), parts, turned)
+            weight = tile.to_here(sums) if reverse else tile.to_end(sums) * tile.load(gates.at[STRICT], ROWS)
+            x = tile.load(s["x"].at[slot, thread]) * tile.over_columns(weight, p)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            weighted[...] = x.astype(jnp.bfloat16)
+            if keep:
+                state[...] = h.astype(jnp.bfloat16)
+            plgpu.commit_smem()
+            if keep:
+                plgpu.copy_smem_to_gmem(state, out_refs[0].at[b, head, at(i)])
+            (h,) = tile.accumulate((h * tile.through(sums, *h.shape), key.T, weighted))
+            plgpu.barrier_arrive(s["tokens used"].at[slot])
+            return h
+
+        start = tile.load(h_ref.at[b, head], shared=False)
+        out_refs[-1][b, head] = jax.lax.fori_loop(0, chunks, visit, start)
+        plgpu.wait_smem_to_gmem(0)
+
+    scratch = {
+        "B": matrix(Q, n, STAGES),
+        "x": matrix(Q, p, STAGES, together),
+        "theta": keys.angles(theta.shape[2], STAGES),
+        "gates": tile.vectors(STAGES, together, GATES),
+        "ones": matrix(Q, Q),
+        "key": matrix(Q, n, together),
+        "weighted": matrix(Q, p, together),
+        "state": matrix(n, p, together),
+    }
+    states = (jax.ShapeDtypeStruct((batch, count, chunks, n, p), jnp.bfloat16),) * keep
+    out_type = *states, jax.ShapeDtypeStruct((batch, count, n, p), jnp.float32)
+    rings, once = {"tokens": (STAGES, 2 + 2 * together, copies)}, (1, lambda refs, s: [(refs[7], s["ones"])])
+    inputs = x, gates, B, theta, starts, bias, h, keys.triangle()
+    return keys.launch(kernel, rings, once, inputs, out_type, scratch, heads.grid, together, chunks)
