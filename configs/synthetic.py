@@ -9,6 +9,7 @@ MIXERS = {
     "mamba3": {"state_size": 64, "head_size": 32, "rotation": "data"},
     "mamba2": {"state_size": 64, "head_size": 32},
     "mamba": {"state_size": 16},
+    "gated_deltanet": {"state_size": 64, "heads": 2, "head_size": 64},
     "attention": {"heads": 4, "window": 2048},
 }
 

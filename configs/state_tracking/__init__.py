@@ -14,8 +14,14 @@ from ml_collections import ConfigDict
 
 from configs import synthetic
 
-MODELS = ("mamba3", "mamba3_fixed", "mamba3_none", "mamba2", "mamba", "attention")
-ROTATIONS = {"mamba3_fixed": "fixed", "mamba3_none": "none"}
+VARIANTS = {
+    "mamba3_fixed": ("mamba3", {"rotation": "fixed"}),
+    "mamba3_none": ("mamba3", {"rotation": "none"}),
+    "mamba_negative": ("mamba", {"negative_eigenvalues": True}),
+    "gated_deltanet_negative": ("gated_deltanet", {"negative_eigenvalues": True}),
+    "deltanet_negative": ("gated_deltanet", {"negative_eigenvalues": True, "decay": False}),
+}
+MODELS = ("mamba3", "mamba2", "mamba", "gated_deltanet", "attention", *VARIANTS)
 SOURCE = "Lahoti et al. 2026"
 LENGTHS = {
     "min_length": 3,
@@ -30,12 +36,10 @@ LENGTHS = {
 
 
 def base(preset: str, task: Mapping[str, Any], model: str, *, depth: int) -> ConfigDict:
-    """A run of the set-up above on the task. A record's folder has the model's pattern and the preset in its name."""
-    if model in ROTATIONS:
-        preset = f"{ROTATIONS[model]}-{preset}"
-    config = synthetic.base(preset, task, "mamba3" if model in ROTATIONS else model, depth=depth)
-    if model in ROTATIONS:
-        config.model.mixers.mamba3.rotation = ROTATIONS[model]
+    """A run of the set-up above on the task; of a variant, the preset names it, as the pattern does a model."""
+    pattern, options = VARIANTS.get(model, (model, {}))
+    config = synthetic.base(f"{model}-{preset}" if options else preset, task, pattern, depth=depth)
+    config.model.mixers[pattern].update(options)
     config.model.mlp_size = 128
     fields = {"weight_decay": 0.1, "clip_norm": 1.0, "schedule": "cosine", "warmup_percent": 10.0}
     config.optimizer.update(fields)

@@ -5,20 +5,25 @@
 
 Presets are MODEL,SIZE in any order; mamba3,demo where nothing is said. The second command trains every model of the
 published table with the preset's size.
-    MODEL  mamba3        states that turn by angles that depend on the token
-           mamba3_fixed  by fixed angles, as rotary embedding does
-           mamba3_none   states that do not turn
-           mamba2 mamba attention
+    MODEL  mamba3                   states that turn by angles that depend on the token
+           mamba3_fixed             by fixed angles, as rotary embedding does
+           mamba3_none              states that do not turn
+           mamba_negative gated_deltanet_negative deltanet_negative
+                                    transitions with eigenvalues from -1 to 1
+           mamba2 mamba gated_deltanet attention
     SIZE   demo   one layer of width 32, strings of up to 32 bits, tested at 64; minutes on two CPU cores
            paper  one layer of width 64, strings of 3 to 40 bits, then to 80, 120 and 160; tested at 256
            smoke  four steps of a tiny model
 A state has to change its sign at every 1: a layer whose states only decay cannot do it at every length (Grazzi et al.
-2025, arXiv:2411.12537, theorem 1), a state that turns by half a circle can.
+2025, arXiv:2411.12537, theorem 1); one that turns by half a circle can, or that an eigenvalue of -1 turns over.
 
-Published, scaled accuracy in percent: Mamba-3 100.00, with fixed angles 1.56, without rotation 2.27; Mamba-2 0.90. What
-the paper does not state, and is chosen here, is in configs/state_tracking/__init__.py. Its best of eight learning rates
-between 1e-4 and 1e-2 and of widths 32 and 64 is found by --config.optimizer.learning_rate and --config.model.width.
-The demo scores every position while it trains, and the last one in the test as the paper does.
+Published, scaled accuracy in percent: Mamba-3 100.00, with fixed angles 1.56, without rotation 2.27; Mamba-2 0.90;
+Gated DeltaNet with eigenvalues from -1 to 1 100.00. What the paper does not state, and is chosen here, is in
+configs/state_tracking/__init__.py. Its best of eight learning rates between 1e-4 and 1e-2 and of widths 32 and 64 is
+found by --config.optimizer.learning_rate and --config.model.width.
+The demo scores every position while it trains, and the last one in the test as the paper does. Measured in it, after
+3,000 steps and less than a minute of processor time: Mamba-3 100.00 with each of the seeds 0 to 3, Mamba-2 2.15.
+Half a circle is learnt to a few thousandths, which is enough for 64 bits and not for 128 (26.56).
 """
 
 from collections.abc import Callable
@@ -28,7 +33,13 @@ from ml_collections import ConfigDict
 from configs import choose, state_tracking, synthetic
 
 SIZES = ("demo", "paper", "smoke")
-PUBLISHED = {"mamba3": 100.0, "mamba3_fixed": 1.56, "mamba3_none": 2.27, "mamba2": 0.90}
+PUBLISHED = {
+    "mamba3": 100.0,
+    "mamba3_fixed": 1.56,
+    "mamba3_none": 2.27,
+    "mamba2": 0.90,
+    "gated_deltanet_negative": 100.0,
+}
 
 
 def get_config(preset: str = "") -> ConfigDict:
@@ -54,7 +65,8 @@ def sweep(add: Callable[[str], None], preset: str = "") -> None:
 def _demo(config: ConfigDict) -> None:
     config.model.update({"width": 32, "mlp_size": 0})
     for options in config.model.mixers.values():
-        options.update({"head_size": 16, "state_size": 16} if "head_size" in options else {})
+        sizes = {"head_size": 16, "state_size": 16}
+        options.update(sizes if "head_size" in options else {})
     if "mamba3" in config.model.mixers:
         config.model.mixers.mamba3.update({"dt_min": 0.3, "dt_max": 1.0, "angle_activation": "none"})
     config.task.update({"lengths": (8, 16, 32), "stage_steps": 300, "scored": "every"})

@@ -4,7 +4,7 @@
 
 Presets are GROUP,MODEL,SIZE in any order; S3,mamba3,paper where nothing is said.
     GROUP  S3 A4 A5 S5 Z60 A4xZ5
-    MODEL  mamba3 mamba3_fixed mamba3_none mamba2 mamba attention: see configs/state_tracking/parity.py
+    MODEL  mamba3, mamba2 and others: see configs/state_tracking/parity.py
     SIZE   paper   words of 20 elements, every prefix scored; tested at 20, 40 and 80
            smoke   four steps of a tiny model
 --config.model.depth=1 to 4 and --config.task.lengths="(12,)" --config.task.test_length=12 are the axes of the paper's

@@ -43,7 +43,7 @@ def test_the_published_set_up():
     assert arithmetic.get_config("mamba").published.source == ""
     fixed = parity.get_config("mamba3_fixed,paper")
     assert fixed.model.pattern == "mamba3" and fixed.model.mixers.mamba3.rotation == "fixed"
-    assert fixed.preset == "fixed-paper", "a record's folder is its model's and its preset's"
+    assert fixed.preset == "mamba3_fixed-paper", "a record's folder is its model's and its preset's"
 
 
 @pytest.mark.parametrize(("pattern", "metric"), [("mamba3 attention", "sequence_accuracy"), ("mamba2", "accuracy")])
