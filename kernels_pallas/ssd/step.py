@@ -18,6 +18,7 @@ from kernels_pallas.dispatch import FUSED, at_least_float32, choose
 from kernels_pallas.ssd import reference
 
 IMPLEMENTATIONS = ("reference", "xla", *FUSED)
+ONE_PASS = 2  # lanes written times lanes read: of so few XLA makes one pass over the state, as fast as a kernel's
 AXES = dict(x="b r h p", a="b h", B="b r g n", C="b s g n", h="b h p n", dt="b h", D="h", z="b s h p")
 
 
@@ -48,6 +49,8 @@ def ssd_step(
     exact = lambda v: None if v is None else v.astype(precise)  # noqa: E731
     lanes = lambda v: None if v is None else v if v.ndim == 4 else v[:, None]  # noqa: E731
     arrays = dict(x=lanes(x), B=lanes(B), C=lanes(C), z=lanes(z))
+    if implementation == "auto" and arrays["B"].shape[1] * arrays["C"].shape[1] <= ONE_PASS:
+        implementation = "xla"
     chosen = choose(implementation, IMPLEMENTATIONS, lambda name: _module(name).refusal(**arrays, h=state_bhpn), "xla")
     arrays |= dict(a=exact(log_decay_bh), h=exact(state_bhpn), dt=exact(dt_bh), D=exact(D_h))
     if chosen in FUSED:
