@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels_pallas import stepping_gpu
-from kernels_pallas.selective_scan import gpu_tiles as tiles
+from kernels_pallas.selective_scan.fused import LOG_2_E
+from kernels_pallas.selective_scan.fused import softplus as log_one_plus_exp
+from kernels_pallas.selective_scan.gpu_tiles import sigmoid
 from kernels_pallas.stepping_gpu import Rows
 
 PER_LANE = 16  # states of a batch row, at most
@@ -39,7 +41,7 @@ def step(x, dt, A, B, C, h, D=None, z=None, dt_bias=None, *, softplus: bool) -> 
         batch_rows = [jax.lax.axis_index("batch") * together + k for k in range(together)]
         # all reads before the first write, which the compiler must take for one of what is read
         states = [tile.load(h_ref.at[b, mine]) for b in batch_rows]
-        A = tile.load(refs["A"].at[mine]) * tiles.LOG_2_E
+        A = tile.load(refs["A"].at[mine]) * LOG_2_E
         D, bias = (tile.of_rows(refs[name].at[mine]) if name in refs else None for name in ("D", "dt_bias"))
         given = {
             name: [get(refs[name].at[b, *at]) for b in batch_rows]
@@ -50,11 +52,11 @@ def step(x, dt, A, B, C, h, D=None, z=None, dt_bias=None, *, softplus: bool) -> 
         for k, b in enumerate(batch_rows):
             x, dt = given["x"][k], given["dt"][k]
             dt = dt if bias is None else dt + bias
-            dt = tiles.softplus(dt) if softplus else dt
+            dt = log_one_plus_exp(dt) if softplus else dt
             h = states[k] * jnp.exp2(tile.down(dt) * A) + tile.down(dt * x) * tile.across(given["B"][k])
             y = jnp.sum(h * tile.across(given["C"][k]), 1)
             y = y if D is None else y + D * x
-            y = y * given["z"][k] * tiles.sigmoid(given["z"][k]) if "z" in given else y
+            y = y * given["z"][k] * sigmoid(given["z"][k]) if "z" in given else y
             h_ref[b, mine] = h
             y_ref[b, mine] = y.astype(y_ref.dtype)
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels_pallas import stepping_gpu
-from kernels_pallas.selective_scan.gpu_tiles import LOG_2_E, sigmoid
+from kernels_pallas.selective_scan.fused import LOG_2_E
+from kernels_pallas.selective_scan.gpu_tiles import sigmoid
 from kernels_pallas.stepping_gpu import Rows
 
 PER_LANE = 32  # states, at most
