@@ -236,6 +236,9 @@ class Side(NamedTuple):
     def now(self, name: str):
         return self.s[name].at[keys.anew(self.slot)]
 
+    def gates(self):
+        return self.now("gates")
+
     def constant(self, name: str, index: int = 0):
         return self.s[name].at[keys.anew(index)]
 
@@ -251,7 +254,7 @@ class Side(NamedTuple):
     def turn(self, i: int) -> tuple:
         """(cos, sin) of a block of planes."""
         start = tile.load(self.now("starts").at[_planes(i)], COLUMNS)
-        rate, ones = self.now("gates").at[RATE], self.constant("triangles", 1)
+        rate, ones = self.gates().at[RATE], self.constant("triangles", 1)
         return keys.turn(self.theta(i), start, rate, ones, self.parts())
 
     def totals(self):
@@ -332,7 +335,7 @@ def _back(side: Side, i: int, places: list, bars: list, totals: tuple) -> tuple:
         since, low = tile.products(*((side.constant("triangles"), part) for part in side.parts()))
         since += low
         said = (side.theta(i) * since).sum(1)
-        of_theta[i] += tile.over_columns(tile.load(side.now("gates").at[RATE], ROWS), BLOCK) * since
+        of_theta[i] += tile.over_columns(tile.load(side.gates().at[RATE], ROWS), BLOCK) * since
         cos, sin = side.turn(i)
         lo, hi = lo * cos + hi * sin, hi * cos - lo * sin
     for j, (part, bar) in enumerate(zip(side.parts(), (lo, hi), strict=True)):
@@ -350,19 +353,19 @@ def _back(side: Side, i: int, places: list, bars: list, totals: tuple) -> tuple:
 
 def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
     """A head's part in the cotangents of C and, of q's angles, of theta."""
-    sums_ref, gates = refs[1], side.now("gates")
+    sums_ref = refs[1]
     _make(side)
     read = said = through = 0.0
     for block in keys.columns(Q):
         of_scores = side.mine("key"), side.other("key").at[block].T
         scores, bar = tile.products(of_scores, (side.now("dy"), side.now("x").at[block].T))
-        left, same = keys.pairs(gates, side.rank, block)
-        later, bar = keys.later(gates, block), bar * left
+        left, same = keys.pairs(side.gates(), side.rank, block)
+        later, bar = keys.later(side.gates(), block), bar * left
         read += jnp.where(same, 0, scores * bar * later).sum(1)
-        side.mine("dscores")[:, block] = (bar * jnp.where(same, keys.own(gates), later)).astype(jnp.bfloat16)
+        side.mine("dscores")[:, block] = (bar * jnp.where(same, keys.own(side.gates()), later)).astype(jnp.bfloat16)
     plgpu.commit_smem()
     plgpu.barrier_wait(side.s["states arrived"].at[0])
-    since = tile.over_columns(tile.to_here(gates.at[SUMS]), BLOCK)
+    since = tile.over_columns(tile.to_here(side.gates().at[SUMS]), BLOCK)
     for i, *places in keys.blocks(side.s["key"].shape[-1]):
         bars = []
         for at in places:
@@ -377,13 +380,13 @@ def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
         for block in keys.columns(side.s["states"].shape[2]):
             a, b = (tile.load(side.constant(name).at[pl.ds(at, Q), block]) for name in ("states", "costates"))
             through += (a * b).sum(1)
-    sums_ref[THROUGH] = through * tile.through(gates.at[SUMS], Q)
+    sums_ref[THROUGH] = through * tile.through(side.gates().at[SUMS], Q)
     return totals
 
 
 def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
     """A head's part in the cotangents of B and, of k's angles, of theta; and its dx. Rows are read by columns here."""
-    sums_ref, gates = refs[1], side.now("gates")
+    sums_ref = refs[1]
     _make(side)
     inside = owned = said = 0.0
     within = side.s["within"].at[keys.anew(0)]
@@ -391,17 +394,17 @@ def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
     for block in keys.columns(Q):
         of_scores = side.mine("key"), side.other("key").at[block].T
         scores, bar = tile.products(of_scores, (side.now("x"), side.now("dy").at[block].T))
-        left, same = keys.pairs(gates, side.rank, block, transposed=True)
+        left, same = keys.pairs(side.gates(), side.rank, block, transposed=True)
         both = scores * bar * left
         inside, owned = inside + jnp.where(same, 0, both).sum(1), owned + jnp.where(same, both, 0).sum(1)
-        left *= jnp.where(same, keys.own(gates), keys.later(gates))
+        left *= jnp.where(same, keys.own(side.gates()), keys.later(side.gates()))
         within[:, block] = (scores * left).astype(jnp.bfloat16)
         side.mine("dscores")[:, block] = (bar * left).astype(jnp.bfloat16)
     sums_ref[INSIDE], sums_ref[OWNED] = inside, owned
     plgpu.commit_smem()
     plgpu.barrier_wait(side.s["states arrived"].at[0])
     _inputs(side, refs)
-    leaves = tile.to_end(gates.at[SUMS]) * tile.load(gates.at[STRICT], ROWS)
+    leaves = tile.to_end(side.gates().at[SUMS]) * tile.load(side.gates().at[STRICT], ROWS)
     for i, *places in keys.blocks(side.s["key"].shape[-1]):
         bars = []
         for at in places:
@@ -416,8 +419,8 @@ def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
 
 def _inputs(side: Side, refs: tuple) -> None:
     """A head's dx, with what its lanes are read by in "within"."""
-    (dx_ref, sums_ref), gates, width = refs, side.now("gates"), side.s["x"].shape[-1]
-    to_end, later, dx, said, skipped = tile.to_end(gates.at[SUMS]), keys.later(gates), [], 0.0, 0.0
+    (dx_ref, sums_ref), width = refs, side.s["x"].shape[-1]
+    to_end, later, dx, said, skipped = tile.to_end(side.gates().at[SUMS]), keys.later(side.gates()), [], 0.0, 0.0
     for block in keys.columns(width):
         (bar,) = tile.products((side.mine("key"), side.constant("costates").at[:, block]))
         bar *= tile.over_columns(to_end, BLOCK)
