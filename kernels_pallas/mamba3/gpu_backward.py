@@ -176,6 +176,8 @@ def gradients(
         yield refs[12].at[b, chunk], s["triangles"].at[0]
         yield refs[14], s["triangles"].at[1]
         yield refs[13].at[b, chunk], s["lanes"].at[0]
+        if planes == BLOCK:
+            yield refs[4].at[b, chunk], s["theta"].at[0]
 
     out = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), jnp.float32)  # noqa: E731
     of_group, of_planes = out(splits, length, groups, n), out(blocks, length, planes)
@@ -187,20 +189,22 @@ def gradients(
     theta = theta.reshape(batch, chunks, Q, planes)
     arrays = x, gates, B, C, theta, starts, B_bias, C_bias, D, dy, states, costates, since, lanes, keys.triangle()
     rings = {"heads": (STAGES, 5 + 2 * (rank == 1), copies), "states": (1, 2, of_states)}
-    return keys.launch(kernel, rings, (5, once), arrays, out_type, _scratch(p, n, planes, rank), grid, 2, steps)
+    return keys.launch(
+        kernel, rings, (5 + (planes == BLOCK), once), arrays, out_type, _scratch(p, n, planes, rank), grid, 2, steps
+    )
 
 
 def _scratch(p: int, n: int, planes: int, rank: int) -> dict:
     apart = ({} if p == Q else {"out": matrix(Q, p, 1)}) | ({} if n == Q else {"rest": keys.exact(2, 2)})
     vectors = lambda *shape: plgpu.SMEM((STAGES, *shape), jnp.float32)  # noqa: E731
     apart |= {"biases": vectors(2, 1, n)} if rank == 1 else {}
+    apart |= {"theta": keys.exact(1)} if planes == BLOCK else {}  # there is room for one block
     return apart | {
         **{name: matrix(Q, n, 2) for name in ("raw", "key")},  # of q, and of k
         **{name: matrix(Q, p, STAGES) for name in ("x", "dy")},
         **{name: matrix(n, p, 1) for name in ("states", "costates")},
         **{name: matrix(Q, Q, 2) for name in ("dscores", "stage")},
         "triangles": matrix(Q, Q, 2),  # which angles a lane's is part of, and which are part of it
-        "within": matrix(Q, Q, 1),
         "lanes": matrix(Q, BLOCK, 1),
         **{"gates": vectors(GATES, Q), "starts": vectors(planes), "D": vectors(p)},
         **{name: plgpu.Barrier(num_arrivals=2) for name in ("made", "over")},
@@ -249,6 +253,8 @@ class Side(NamedTuple):
 
     def theta(self, i: int):
         """Of a block of planes."""
+        if "theta" in self.s:
+            return tile.load(self.constant("theta"))
         return tile.load(self.theta_ref.at[keys.anew(self.chunk), :, _planes(i)], shared=False)
 
     def turn(self, i: int) -> tuple:
@@ -389,8 +395,6 @@ def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
     sums_ref = refs[1]
     _make(side)
     inside = owned = said = 0.0
-    within = side.s["within"].at[keys.anew(0)]
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     for block in keys.columns(Q):
         of_scores = side.mine("key"), side.other("key").at[block].T
         scores, bar = tile.products(of_scores, (side.now("x"), side.now("dy").at[block].T))
@@ -398,7 +402,7 @@ def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
         both = scores * bar * left
         inside, owned = inside + jnp.where(same, 0, both).sum(1), owned + jnp.where(same, both, 0).sum(1)
         left *= jnp.where(same, keys.own(side.gates()), keys.later(side.gates()))
-        within[:, block] = (scores * left).astype(jnp.bfloat16)
+        side.mine("stage")[:, block] = (scores * left).astype(jnp.bfloat16)
         side.mine("dscores")[:, block] = (bar * left).astype(jnp.bfloat16)
     sums_ref[INSIDE], sums_ref[OWNED] = inside, owned
     plgpu.commit_smem()
@@ -411,6 +415,7 @@ def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
             (bar,) = tile.products((side.now("x"), side.constant("costates").at[at].T))
             bar *= tile.over_columns(leaves, BLOCK)
             bars += tile.accumulate((bar, side.mine("dscores"), side.other("key").at[:, at]))
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         totals, more = _back(side, i, places, bars, totals)
         said += more
     sums_ref[TURNED_K] = said
@@ -418,20 +423,20 @@ def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
 
 
 def _inputs(side: Side, refs: tuple) -> None:
-    """A head's dx, with what its lanes are read by in "within"."""
+    """A head's dx, by what reads its lanes, which is in its stage, where dx then leaves from if it fits."""
     (dx_ref, sums_ref), width = refs, side.s["x"].shape[-1]
     to_end, later, dx, said, skipped = tile.to_end(side.gates().at[SUMS]), keys.later(side.gates()), [], 0.0, 0.0
     for block in keys.columns(width):
         (bar,) = tile.products((side.mine("key"), side.constant("costates").at[:, block]))
         bar *= tile.over_columns(to_end, BLOCK)
         said += (tile.load(side.now("x").at[:, block]) * bar).sum(1)
-        (bar,) = tile.accumulate((later * bar, side.constant("within"), side.now("dy").at[:, block]))
+        (bar,) = tile.accumulate((later * bar, side.mine("stage"), side.now("dy").at[:, block]))
         x, dy = (tile.load(side.now(name).at[:, block]) for name in ("x", "dy"))
         skipped += (x * dy).sum(1)
         bar += tile.over_rows(tile.load(side.now("D").at[block], COLUMNS), Q) * dy
         dx.append(bar.astype(jnp.bfloat16))
     sums_ref[BEYOND], sums_ref[SKIPPED] = said, skipped
-    out = side.constant("out" if "out" in side.s else "within")
+    out = side.constant("out") if "out" in side.s else side.mine("stage")
     for block, value in zip(keys.columns(width), dx, strict=True):
         out[:, block] = value
     plgpu.commit_smem()
