@@ -25,7 +25,7 @@ from kernels_pallas.mamba3 import gpu_backward, gpu_forward, gpu_walk
 batch, length, heads = 8, 4096, 64
 like = lambda *shape, dtype="float32": jax.ShapeDtypeStruct(shape, dtype, sharding=one)
 half = partial(like, dtype="bfloat16")
-for p, groups, n, rank, planes in [(64, 1, 128, 1, 32), (64, 1, 128, 4, 64), (32, 64, 64, 1, 32)]:
+for p, groups, n, rank, planes in [(64, 1, 128, 1, 32), (64, 1, 128, 4, 32), (32, 64, 64, 1, 32)]:
     c, x, B, D = length // 64, half(batch, length, heads, p), half(batch, length, groups, n), like(heads, p)
     gates, h = (like(batch, heads, *shape) for shape in ((c, 4, 64), (n, p)))
     theta, starts = like(batch, length, planes), like(batch, c, heads, planes)
@@ -199,7 +199,7 @@ def test_the_walks_compile_for_hopper_without_a_spill():
 
 
 def test_the_gradients_compile_for_hopper_with_few_spills():
-    """A thread has 240 registers, and the sums over heads take 48 to 64 of them: 400 bytes a head go to memory at most,
-    where all planes turn, of the some 5000 instructions that a head takes."""
-    compiled, bytes_ = spills("FORWARD = False\n" + COMPILE)
-    assert (compiled, max(map(int, bytes_)) <= 400) == (3, True)
+    """A thread has 240 registers, and the sums over heads take 48 of them: 60 bytes a head go to memory, of the some 5000
+    instructions that a head takes."""
+    compiled, most = spills("FORWARD = False\n" + COMPILE)
+    assert (compiled, max(map(int, most)) <= 64) == (3, True)
