@@ -190,7 +190,7 @@ def trapezoids() -> Iterator[Case]:
     for dtype, batch, length, rank, heads, p, groups, n, planes, reset in [
         ("bfloat16", 2, 1000, 1, 4, 64, 1, 128, 32, False),
         ("bfloat16", 1, 2048, 4, 4, 64, 2, 64, 32, True),
-        ("float32", 1, 1000, 2, 2, 32, 1, 16, 4, True),
+        ("bfloat16", 1, 1000, 2, 2, 32, 1, 16, 4, True),
     ]:
         random, h = np.random.default_rng(length), heads
         lanes, gates = (batch, length, rank) if rank > 1 else (batch, length), (batch, length, heads)

@@ -176,6 +176,8 @@ def gradients(
         yield refs[12].at[b, chunk], s["triangles"].at[0]
         yield refs[14], s["triangles"].at[1]
         yield refs[13].at[b, chunk], s["lanes"].at[0]
+        if planes == BLOCK:
+            yield refs[4].at[b, chunk], s["theta"].at[0]
 
     out = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), jnp.float32)  # noqa: E731
     of_group, of_planes = out(splits, length, groups, n), out(blocks, length, planes)
@@ -187,20 +189,22 @@ def gradients(
     theta = theta.reshape(batch, chunks, Q, planes)
     arrays = x, gates, B, C, theta, starts, B_bias, C_bias, D, dy, states, costates, since, lanes, keys.triangle()
     rings = {"heads": (STAGES, 5 + 2 * (rank == 1), copies), "states": (1, 2, of_states)}
-    return keys.launch(kernel, rings, (5, once), arrays, out_type, _scratch(p, n, planes, rank), grid, 2, steps)
+    return keys.launch(
+        kernel, rings, (5 + (planes == BLOCK), once), arrays, out_type, _scratch(p, n, planes, rank), grid, 2, steps
+    )
 
 
 def _scratch(p: int, n: int, planes: int, rank: int) -> dict:
     apart = ({} if p == Q else {"out": matrix(Q, p, 1)}) | ({} if n == Q else {"rest": keys.exact(2, 2)})
     vectors = lambda *shape: plgpu.SMEM((STAGES, *shape), jnp.float32)  # noqa: E731
     apart |= {"biases": vectors(2, 1, n)} if rank == 1 else {}
+    apart |= {"theta": keys.exact(1)} if planes == BLOCK else {}  # there is room for one block
     return apart | {
         **{name: matrix(Q, n, 2) for name in ("raw", "key")},  # of q, and of k
         **{name: matrix(Q, p, STAGES) for name in ("x", "dy")},
         **{name: matrix(n, p, 1) for name in ("states", "costates")},
         **{name: matrix(Q, Q, 2) for name in ("dscores", "stage")},
         "triangles": matrix(Q, Q, 2),  # which angles a lane's is part of, and which are part of it
-        "within": matrix(Q, Q, 1),
         "lanes": matrix(Q, BLOCK, 1),
         **{"gates": vectors(GATES, Q), "starts": vectors(planes), "D": vectors(p)},
         **{name: plgpu.Barrier(num_arrivals=2) for name in ("made", "over")},
@@ -236,6 +240,9 @@ class Side(NamedTuple):
     def now(self, name: str):
         return self.s[name].at[keys.anew(self.slot)]
 
+    def gates(self):
+        return self.now("gates")
+
     def constant(self, name: str, index: int = 0):
         return self.s[name].at[keys.anew(index)]
 
@@ -246,12 +253,14 @@ class Side(NamedTuple):
 
     def theta(self, i: int):
         """Of a block of planes."""
+        if "theta" in self.s:
+            return tile.load(self.constant("theta"))
         return tile.load(self.theta_ref.at[keys.anew(self.chunk), :, _planes(i)], shared=False)
 
     def turn(self, i: int) -> tuple:
         """(cos, sin) of a block of planes."""
         start = tile.load(self.now("starts").at[_planes(i)], COLUMNS)
-        rate, ones = self.now("gates").at[RATE], self.constant("triangles", 1)
+        rate, ones = self.gates().at[RATE], self.constant("triangles", 1)
         return keys.turn(self.theta(i), start, rate, ones, self.parts())
 
     def totals(self):
@@ -332,7 +341,7 @@ def _back(side: Side, i: int, places: list, bars: list, totals: tuple) -> tuple:
         since, low = tile.products(*((side.constant("triangles"), part) for part in side.parts()))
         since += low
         said = (side.theta(i) * since).sum(1)
-        of_theta[i] += tile.over_columns(tile.load(side.now("gates").at[RATE], ROWS), BLOCK) * since
+        of_theta[i] += tile.over_columns(tile.load(side.gates().at[RATE], ROWS), BLOCK) * since
         cos, sin = side.turn(i)
         lo, hi = lo * cos + hi * sin, hi * cos - lo * sin
     for j, (part, bar) in enumerate(zip(side.parts(), (lo, hi), strict=True)):
@@ -350,19 +359,19 @@ def _back(side: Side, i: int, places: list, bars: list, totals: tuple) -> tuple:
 
 def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
     """A head's part in the cotangents of C and, of q's angles, of theta."""
-    sums_ref, gates = refs[1], side.now("gates")
+    sums_ref = refs[1]
     _make(side)
     read = said = through = 0.0
     for block in keys.columns(Q):
         of_scores = side.mine("key"), side.other("key").at[block].T
         scores, bar = tile.products(of_scores, (side.now("dy"), side.now("x").at[block].T))
-        left, same = keys.pairs(gates, side.rank, block)
-        later, bar = keys.later(gates, block), bar * left
+        left, same = keys.pairs(side.gates(), side.rank, block)
+        later, bar = keys.later(side.gates(), block), bar * left
         read += jnp.where(same, 0, scores * bar * later).sum(1)
-        side.mine("dscores")[:, block] = (bar * jnp.where(same, keys.own(gates), later)).astype(jnp.bfloat16)
+        side.mine("dscores")[:, block] = (bar * jnp.where(same, keys.own(side.gates()), later)).astype(jnp.bfloat16)
     plgpu.commit_smem()
     plgpu.barrier_wait(side.s["states arrived"].at[0])
-    since = tile.over_columns(tile.to_here(gates.at[SUMS]), BLOCK)
+    since = tile.over_columns(tile.to_here(side.gates().at[SUMS]), BLOCK)
     for i, *places in keys.blocks(side.s["key"].shape[-1]):
         bars = []
         for at in places:
@@ -377,37 +386,36 @@ def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
         for block in keys.columns(side.s["states"].shape[2]):
             a, b = (tile.load(side.constant(name).at[pl.ds(at, Q), block]) for name in ("states", "costates"))
             through += (a * b).sum(1)
-    sums_ref[THROUGH] = through * tile.through(gates.at[SUMS], Q)
+    sums_ref[THROUGH] = through * tile.through(side.gates().at[SUMS], Q)
     return totals
 
 
 def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
     """A head's part in the cotangents of B and, of k's angles, of theta; and its dx. Rows are read by columns here."""
-    sums_ref, gates = refs[1], side.now("gates")
+    sums_ref = refs[1]
     _make(side)
     inside = owned = said = 0.0
-    within = side.s["within"].at[keys.anew(0)]
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     for block in keys.columns(Q):
         of_scores = side.mine("key"), side.other("key").at[block].T
         scores, bar = tile.products(of_scores, (side.now("x"), side.now("dy").at[block].T))
-        left, same = keys.pairs(gates, side.rank, block, transposed=True)
+        left, same = keys.pairs(side.gates(), side.rank, block, transposed=True)
         both = scores * bar * left
         inside, owned = inside + jnp.where(same, 0, both).sum(1), owned + jnp.where(same, both, 0).sum(1)
-        left *= jnp.where(same, keys.own(gates), keys.later(gates))
-        within[:, block] = (scores * left).astype(jnp.bfloat16)
+        left *= jnp.where(same, keys.own(side.gates()), keys.later(side.gates()))
+        side.mine("stage")[:, block] = (scores * left).astype(jnp.bfloat16)
         side.mine("dscores")[:, block] = (bar * left).astype(jnp.bfloat16)
     sums_ref[INSIDE], sums_ref[OWNED] = inside, owned
     plgpu.commit_smem()
     plgpu.barrier_wait(side.s["states arrived"].at[0])
     _inputs(side, refs)
-    leaves = tile.to_end(gates.at[SUMS]) * tile.load(gates.at[STRICT], ROWS)
+    leaves = tile.to_end(side.gates().at[SUMS]) * tile.load(side.gates().at[STRICT], ROWS)
     for i, *places in keys.blocks(side.s["key"].shape[-1]):
         bars = []
         for at in places:
             (bar,) = tile.products((side.now("x"), side.constant("costates").at[at].T))
             bar *= tile.over_columns(leaves, BLOCK)
             bars += tile.accumulate((bar, side.mine("dscores"), side.other("key").at[:, at]))
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         totals, more = _back(side, i, places, bars, totals)
         said += more
     sums_ref[TURNED_K] = said
@@ -415,20 +423,20 @@ def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
 
 
 def _inputs(side: Side, refs: tuple) -> None:
-    """A head's dx, with what its lanes are read by in "within"."""
-    (dx_ref, sums_ref), gates, width = refs, side.now("gates"), side.s["x"].shape[-1]
-    to_end, later, dx, said, skipped = tile.to_end(gates.at[SUMS]), keys.later(gates), [], 0.0, 0.0
+    """A head's dx, by what reads its lanes, which is in its stage, where dx then leaves from if it fits."""
+    (dx_ref, sums_ref), width = refs, side.s["x"].shape[-1]
+    to_end, later, dx, said, skipped = tile.to_end(side.gates().at[SUMS]), keys.later(side.gates()), [], 0.0, 0.0
     for block in keys.columns(width):
         (bar,) = tile.products((side.mine("key"), side.constant("costates").at[:, block]))
         bar *= tile.over_columns(to_end, BLOCK)
         said += (tile.load(side.now("x").at[:, block]) * bar).sum(1)
-        (bar,) = tile.accumulate((later * bar, side.constant("within"), side.now("dy").at[:, block]))
+        (bar,) = tile.accumulate((later * bar, side.mine("stage"), side.now("dy").at[:, block]))
         x, dy = (tile.load(side.now(name).at[:, block]) for name in ("x", "dy"))
         skipped += (x * dy).sum(1)
         bar += tile.over_rows(tile.load(side.now("D").at[block], COLUMNS), Q) * dy
         dx.append(bar.astype(jnp.bfloat16))
     sums_ref[BEYOND], sums_ref[SKIPPED] = said, skipped
-    out = side.constant("out" if "out" in side.s else "within")
+    out = side.constant("out") if "out" in side.s else side.mine("stage")
     for block, value in zip(keys.columns(width), dx, strict=True):
         out[:, block] = value
     plgpu.commit_smem()

@@ -107,8 +107,8 @@ def pairs(gates, rank: int, block, transposed: bool = False) -> tuple:
     at_columns = tile.over_rows(tile.load(sums.at[block], COLUMNS), Q)
     # the barrier keeps the mask from being made once and for all: it would take a register a number
     rows = jax.lax.optimization_barrier(plgpu.broadcasted_iota(jnp.int32, (Q,), 0, layout=ROWS))
-    rows = tile.over_columns(rows, width)
-    columns = plgpu.broadcasted_iota(jnp.int32, (Q, width), 1, layout=WGMMA) + block.start
+    rows = tile.over_columns(rows - block.start, width)  # from the block's start: all blocks have the same columns
+    columns = plgpu.broadcasted_iota(jnp.int32, (Q, width), 1, layout=WGMMA)
     i, j, exponent = (columns, rows, at_columns - at_rows) if transposed else (rows, columns, at_rows - at_columns)
     left = jnp.exp2(jnp.where((i | (rank - 1)) >= j, exponent, -jnp.inf))
     return left, (rows | (rank - 1)) == (columns | (rank - 1))
