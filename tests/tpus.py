@@ -28,6 +28,7 @@ def run(script: str, *arguments: str) -> str:
     pytest.importorskip("libtpu")
     described = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
     environment = os.environ | described | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    environment |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # tests run side by side
     command = [sys.executable, "-c", script, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr[-2000:]

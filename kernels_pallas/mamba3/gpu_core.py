@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.mamba3 import gpu_backward
+from kernels_pallas.mamba3.gpu_cotangents import cotangents
 from kernels_pallas.mamba3.gpu_forward import forward
 from kernels_pallas.mamba3.gpu_walk import Chunks
 from kernels_pallas.partition import over_batch
@@ -50,7 +50,7 @@ def _backward(rank, saved, bars):
         _, pull = jax.vjp(gated, y.astype(jnp.float32), z.astype(jnp.float32))
         dy, dz = (v.astype(z.dtype) for v in pull(dy.astype(jnp.float32)))
     chunks = Chunks.of(x, gates, BC, biases, theta, starts, resets)
-    out = gpu_backward.cotangents(chunks, x, gates, D, enters, dy, d_last, rank)
+    out = cotangents(chunks, x, gates, D, enters, dy, d_last, rank)
     no = None if resets is None else np.zeros(resets.shape, jax.dtypes.float0)
     return out.x, out.gates, out.BC, out.biases, out.theta, out.angle, jnp.zeros_like(starts), no, out.D, out.h, dz
 

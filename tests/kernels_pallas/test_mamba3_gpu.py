@@ -199,7 +199,7 @@ def test_the_walks_compile_for_hopper_without_a_spill():
 
 
 def test_the_gradients_compile_for_hopper_with_few_spills():
-    """A thread has 240 registers, and the sums over heads take 48 of them: 60 bytes a head go to memory, of the some
-    5000 instructions that a head takes."""
+    """A thread has 240 registers, and the sums over heads take 48 of them: 60 bytes a head go to memory, of some 5000
+    instructions."""
     compiled, most = spills("FORWARD = False\n" + COMPILE)
     assert (compiled, max(map(int, most)) <= 64) == (3, True)
