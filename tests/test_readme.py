@@ -37,4 +37,5 @@ def test_files_and_targets_exist():
 def test_the_table_is_the_records():
     """`make report` and `experiments.costs` print the tables; nothing in them is typed by hand."""
     assert report.table(report.RESULTS) in README
-    assert costs.layers(costs.read(costs.KERNELS)) in README
+    records = costs.read(costs.KERNELS)
+    assert costs.layers(records) in README and costs.peers(records) in README
