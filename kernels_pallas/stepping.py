@@ -17,7 +17,9 @@ def run(kernel: Callable, plain: Callable, axes: Mapping[str, str], results: str
     present = [name for name, value in arrays.items() if value is not None]
     named = lambda function: lambda *values: function(**dict(zip(present, values, strict=True)))  # noqa: E731
     operands = [axes[name] for name in present]
-    local = _merged(named(kernel), named(plain), [array.split() for array in operands])
+    # keeps XLA from fusing slices into the kernel's call, as it does at batch 1
+    apart = lambda **values: kernel(**jax.lax.optimization_barrier(values))  # noqa: E731
+    local = _merged(named(apart), named(plain), [array.split() for array in operands])
     call = jax.custom_vjp(over_batch(local, ", ".join(operands), results))
     call.defvjp(lambda *values: (call(*values), values), lambda values, bars: jax.vjp(named(plain), *values)[1](bars))
     return call(*(arrays[name] for name in present))
