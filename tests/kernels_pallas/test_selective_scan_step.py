@@ -194,6 +194,23 @@ def test_it_compiles_for_hopper_in_place_and_without_a_spill():
     assert spills(HOPPER + COMPILE + ONE) == (3, {"0"})
 
 
+SLICED = """
+def step(h, xz, dt, A, B):
+    x, z = jax.numpy.split(xz, 2, -1)
+    return selective_scan_step(x, dt, A, B, B, None, h, z_bd=z, implementation="gpu")
+
+hlo = compile(step, (like(1, 64, 16), like(1, 128), like(1, 64), like(64, 16), like(1, 16)))
+print("fused" if "dynamic-slice" in hlo else "apart")
+"""
+
+
+@needs_kernels
+def test_slices_stay_out_of_the_call():
+    """At batch 1 x and z are slices of memory as it lies, which XLA would make a part of the call."""
+    out, _ = run(HOPPER + COMPILE + SLICED)
+    assert "apart\n" in out
+
+
 @needs_kernels
 def test_two_gpus_take_their_own_rows():
     out, _ = run(HOPPER + COMPILE + TWO, devices=2)
