@@ -95,9 +95,9 @@ def read(model: LanguageModel, variables, prompts: np.ndarray, at_once: int) -> 
     state = None if state is None else compiled
     start = time.perf_counter()
     for first in range(0, len(prompts), rows):
-        one, state = some(first, None if rows == len(prompts) else state)
+        # queued ahead, all of them would have their part of the state in memory at once
+        one, state = jax.block_until_ready(some(first, None if rows == len(prompts) else state))
         logits.append(one)
-    jax.block_until_ready((logits, state))
     return jnp.concatenate(logits), state, time.perf_counter() - start
 
 
