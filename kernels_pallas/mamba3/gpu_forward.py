@@ -51,41 +51,6 @@ def forward(x, gates, B, C, theta, starts, B_bias, C_bias, h, D, z=None, *, rank
             for i in range(2 * (rank == 1)):
                 yield refs[6 + i].at[head + k], s["biases"].at[i, k]
 
-    def kernel(refs, s, thread):
-        (*bias_refs, h_ref), (y_ref, last_ref), (b, head, _) = refs[6:9], refs[-2:], heads.place()
-        head += thread
-        biases = [s["biases"].at[k, thread] if "biases" in s else ref.at[head] for k, ref in enumerate(bias_refs)]
-        start = tile.load(h_ref.at[b, head], shared=False)
-        s["state"].at[thread][...] = start.astype(jnp.bfloat16)
-        plgpu.barrier_wait(s["ready"])
-        plgpu.commit_smem()
-
-        def visit(i, h):
-            slot, weighted = jax.lax.rem(i, STAGES), _scratch_of(s, thread)[1]
-            plgpu.barrier_wait(s["heads arrived"].at[slot])
-            plgpu.barrier_wait(s["keys arrived"].at[0])
-            gates = s["gates"].at[slot, thread]
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            make(s, thread, gates, s["starts"].at[slot, thread], biases)
-            plgpu.barrier_arrive(s["keys used"].at[0])
-            plgpu.commit_smem()
-            y, h = _chunk(s, thread, slot, rank, h)
-            s["state"].at[thread][...] = h.astype(jnp.bfloat16)
-            skip = tile.over_rows(tile.load(s["D"].at[thread], COLUMNS), Q)
-            y += skip * tile.load(s["x"].at[slot, thread])
-            if z is not None:
-                half = tile.load(s["z"].at[slot, thread]) * 0.5
-                y *= half + half * jnp.tanh(half)  # silu
-            plgpu.barrier_arrive(s["heads used"].at[slot])
-            plgpu.commit_smem()
-            weighted[...] = y.astype(jnp.bfloat16)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(weighted, y_ref.at[b, pl.ds(i * Q, Q), head])
-            return h
-
-        last_ref[b, head] = jax.lax.fori_loop(0, length // Q, visit, start)
-        plgpu.wait_smem_to_gmem(0)
-
     out_type = jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(h.shape, jnp.float32)
     inputs = (x, gates, B, C, theta, starts, B_bias, C_bias, h, D, keys.triangle()) + (() if z is None else (z,))
     rings = {
@@ -94,7 +59,45 @@ def forward(x, gates, B, C, theta, starts, B_bias, C_bias, h, D, z=None, *, rank
     }
     scratch = _scratch(p, n, theta.shape[2], heads.together, gated=z is not None, biased=rank == 1)
     once = 1 + (1 + 2 * (rank == 1)) * heads.together, of_walk
+    kernel = partial(_all_chunks, heads, length // Q, rank)
     return keys.launch(kernel, rings, once, inputs, out_type, scratch, heads.grid, heads.together, length // Q)
+
+
+def _all_chunks(heads: tile.Heads, chunks: int, rank: int, refs: list, s: dict, thread) -> None:
+    """The walk of one warpgroup, over the chunks of its head."""
+    (*bias_refs, h_ref), (y_ref, last_ref), (b, head, _) = refs[6:9], refs[-2:], heads.place()
+    head += thread
+    biases = [s["biases"].at[k, thread] if "biases" in s else ref.at[head] for k, ref in enumerate(bias_refs)]
+    start = tile.load(h_ref.at[b, head], shared=False)
+    s["state"].at[thread][...] = start.astype(jnp.bfloat16)
+    plgpu.barrier_wait(s["ready"])
+    plgpu.commit_smem()
+
+    def visit(i, h):
+        slot, weighted = jax.lax.rem(i, STAGES), _scratch_of(s, thread)[1]
+        plgpu.barrier_wait(s["heads arrived"].at[slot])
+        plgpu.barrier_wait(s["keys arrived"].at[0])
+        gates = s["gates"].at[slot, thread]
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        make(s, thread, gates, s["starts"].at[slot, thread], biases)
+        plgpu.barrier_arrive(s["keys used"].at[0])
+        plgpu.commit_smem()
+        y, h = _chunk(s, thread, slot, rank, h)
+        s["state"].at[thread][...] = h.astype(jnp.bfloat16)
+        skip = tile.over_rows(tile.load(s["D"].at[thread], COLUMNS), Q)
+        y += skip * tile.load(s["x"].at[slot, thread])
+        if "z" in s:
+            half = tile.load(s["z"].at[slot, thread]) * 0.5
+            y *= half + half * jnp.tanh(half)  # silu
+        plgpu.barrier_arrive(s["heads used"].at[slot])
+        plgpu.commit_smem()
+        weighted[...] = y.astype(jnp.bfloat16)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(weighted, y_ref.at[b, pl.ds(i * Q, Q), head])
+        return h
+
+    last_ref[b, head] = jax.lax.fori_loop(0, chunks, visit, start)
+    plgpu.wait_smem_to_gmem(0)
 
 
 def _scratch(p: int, n: int, planes: int, together: int, gated: bool, biased: bool) -> dict:

@@ -97,43 +97,6 @@ def walk(x, gates, B, theta, starts, bias, h, *, reverse: bool, keep: bool):
         for k in range(together * (bias.shape[1] == 1)):
             yield refs[5].at[head + k], s["bias"].at[k]
 
-    def kernel(refs, s, thread):
-        (bias_ref, h_ref, _, *out_refs), (b, head, _) = refs[5:], heads.place()
-        head += thread
-        of_head = s["bias"].at[thread] if bias.shape[1] == 1 else bias_ref.at[head]
-        weighted, state, key = (s[name].at[thread] for name in ("weighted", "state", "key"))
-        plgpu.barrier_wait(s["ready"])
-
-        def visit(i, h):
-            slot = jax.lax.rem(i, STAGES)
-            plgpu.barrier_wait(s["tokens arrived"].at[slot])
-            gates = s["gates"].at[slot, thread]
-            sums = gates.at[SUMS]
-            for j, lo, hi in keys.blocks(n):
-                turned, parts = None, (key.at[:, lo], key.at[:, hi])
-                if j < theta.shape[2] // BLOCK:
-                    planes = pl.ds(j * BLOCK, BLOCK)
-                    start = tile.load(s["starts"].at[slot, thread, planes], COLUMNS)
-                    of_block = tile.load(s["theta"].at[slot, :, planes])
-                    turned = keys.turn(of_block, start, gates.at[RATE], s["ones"], parts)
-                keys.key(s["B"].at[slot], of_head, (lo, hi), parts, turned)
-            weight = tile.to_here(sums) if reverse else tile.to_end(sums) * tile.load(gates.at[STRICT], ROWS)
-            x = tile.load(s["x"].at[slot, thread]) * tile.over_columns(weight, p)
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            weighted[...] = x.astype(jnp.bfloat16)
-            if keep:
-                state[...] = h.astype(jnp.bfloat16)
-            plgpu.commit_smem()
-            if keep:
-                plgpu.copy_smem_to_gmem(state, out_refs[0].at[b, head, at(i)])
-            (h,) = tile.accumulate((h * tile.through(sums, *h.shape), key.T, weighted))
-            plgpu.barrier_arrive(s["tokens used"].at[slot])
-            return h
-
-        start = tile.load(h_ref.at[b, head], shared=False)
-        out_refs[-1][b, head] = jax.lax.fori_loop(0, chunks, visit, start)
-        plgpu.wait_smem_to_gmem(0)
-
     scratch = {
         "B": matrix(Q, n, STAGES),
         "x": matrix(Q, p, STAGES, together),
@@ -150,4 +113,48 @@ def walk(x, gates, B, theta, starts, bias, h, *, reverse: bool, keep: bool):
     out_type = *states, jax.ShapeDtypeStruct((batch, count, n, p), jnp.float32)
     rings, first = {"tokens": (STAGES, 2 + 3 * together, copies)}, 1 + together * (bias.shape[1] == 1)
     inputs = x, gates, B, theta, starts, bias, h, keys.triangle()
+    kernel = partial(_all_chunks, heads, chunks, reverse, keep)
     return keys.launch(kernel, rings, (first, once), inputs, out_type, scratch, heads.grid, together, chunks)
+
+
+def _all_chunks(heads: tile.Heads, chunks: int, reverse: bool, keep: bool, refs: list, s: dict, thread) -> None:
+    """The walk of one warpgroup, over the chunks of its head."""
+    (bias_ref, h_ref, _, *out_refs), (b, head, _) = refs[5:], heads.place()
+    head += thread
+    of_head = s["bias"].at[thread] if "bias" in s else bias_ref.at[head]
+    weighted, state, key = (s[name].at[thread] for name in ("weighted", "state", "key"))
+    plgpu.barrier_wait(s["ready"])
+
+    def visit(i, h):
+        slot = jax.lax.rem(i, STAGES)
+        plgpu.barrier_wait(s["tokens arrived"].at[slot])
+        gates = s["gates"].at[slot, thread]
+        sums = gates.at[SUMS]
+        _make(s, slot, thread, gates, of_head, key)
+        weight = tile.to_here(sums) if reverse else tile.to_end(sums) * tile.load(gates.at[STRICT], ROWS)
+        x = tile.load(s["x"].at[slot, thread]) * tile.over_columns(weight, weighted.shape[1])
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        weighted[...] = x.astype(jnp.bfloat16)
+        if keep:
+            state[...] = h.astype(jnp.bfloat16)
+        plgpu.commit_smem()
+        if keep:
+            plgpu.copy_smem_to_gmem(state, out_refs[0].at[b, head, chunks - 1 - i if reverse else i])
+        (h,) = tile.accumulate((h * tile.through(sums, *h.shape), key.T, weighted))
+        plgpu.barrier_arrive(s["tokens used"].at[slot])
+        return h
+
+    start = tile.load(h_ref.at[b, head], shared=False)
+    out_refs[-1][b, head] = jax.lax.fori_loop(0, chunks, visit, start)
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _make(s: dict, slot, thread, gates, bias, key) -> None:
+    """The turned keys of a chunk."""
+    for j, lo, hi in keys.blocks(key.shape[1]):
+        turned, parts = None, (key.at[:, lo], key.at[:, hi])
+        if j < s["theta"].shape[-1] // BLOCK:
+            planes = pl.ds(j * BLOCK, BLOCK)
+            start = tile.load(s["starts"].at[slot, thread, planes], COLUMNS)
+            turned = keys.turn(tile.load(s["theta"].at[slot, :, planes]), start, gates.at[RATE], s["ones"], parts)
+        keys.key(s["B"].at[slot], bias, (lo, hi), parts, turned)
