@@ -87,8 +87,7 @@ def _all_chunks(heads: tile.Heads, chunks: int, rank: int, refs: list, s: dict, 
         skip = tile.over_rows(tile.load(s["D"].at[thread], COLUMNS), Q)
         y += skip * tile.load(s["x"].at[slot, thread])
         if "z" in s:
-            half = tile.load(s["z"].at[slot, thread]) * 0.5
-            y *= half + half * jnp.tanh(half)  # silu
+            y *= tile.silu(tile.load(s["z"].at[slot, thread]))
         plgpu.barrier_arrive(s["heads used"].at[slot])
         plgpu.commit_smem()
         weighted[...] = y.astype(jnp.bfloat16)

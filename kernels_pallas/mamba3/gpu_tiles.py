@@ -14,9 +14,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels_pallas.long_convolution.gpu_tiles import meet, value
+from kernels_pallas.long_convolution.gpu_tiles import value
 from kernels_pallas.ssd import gpu_tiles as tile
-from kernels_pallas.ssd.gpu_tiles import COLUMNS, COMPUTING, FETCHING, ROWS, WGMMA, Q
+from kernels_pallas.ssd.gpu_tiles import COLUMNS, ROWS, WGMMA, Q
 
 BLOCK = 32  # planes
 SUMS, STRICT, OWN, RATE = range(4)  # the gates of a chunk
@@ -153,39 +153,13 @@ def launch(
         scratch[f"{name} used"] = plgpu.Barrier(num_arrivals=computing, num_barriers=stages)
     first, copies = once
     scratch["ready"] = plgpu.Barrier(num_arrivals=first)
-    scratch["done"] = plgpu.Barrier(num_arrivals=computing + 1)
 
-    def body(*refs):
-        *refs, s = refs
-        thread = jax.lax.axis_index("thread")
+    def fetch(refs, s):
+        for source, target in copies(refs, s):
+            plgpu.copy_gmem_to_smem(source, target, s["ready"])
+        _fetch(refs, s, rings, steps)
 
-        @pl.when(thread < computing)
-        def _():
-            if computing == 2:
-                plgpu.set_max_registers(COMPUTING, action="increase")
-            kernel(refs, s, thread)
-
-        @pl.when(thread == computing)
-        def _():
-            if computing == 2:
-                plgpu.set_max_registers(FETCHING, action="decrease")
-            for source, target in copies(refs, s):
-                plgpu.copy_gmem_to_smem(source, target, s["ready"])
-            _fetch(refs, s, rings, steps)
-
-        meet(s["done"])
-
-    run = plgpu.kernel(
-        body,
-        out_type=out_type,
-        grid=tuple(grid.values()),
-        grid_names=tuple(grid),
-        num_threads=computing + 1,
-        thread_name="thread",
-        scratch_types=[scratch],
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True, reduction_scratch_bytes=0, approx_math=True),
-    )
-    return run(*inputs)
+    return tile.side_by_side(kernel, fetch, inputs, out_type, scratch, grid, computing)
 
 
 def _fetch(refs, s, rings: dict, steps: int) -> None:

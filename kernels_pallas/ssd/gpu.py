@@ -154,8 +154,7 @@ def forward(x, gates, B, C, h, D, z=None, *, rank: int):
             skip = tile.over_rows(tile.load(D_ref.at[head], COLUMNS, shared=False), Q)
             y += skip * tile.load(s["x"].at[slot, thread])
             if z is not None:
-                half = tile.load(s["z"].at[slot, thread]) * 0.5
-                y *= half + half * jnp.tanh(half)  # silu
+                y *= tile.silu(tile.load(s["z"].at[slot, thread]))
             plgpu.barrier_arrive(s["used"].at[slot])
             plgpu.commit_smem()
             out[...] = y.astype(jnp.bfloat16)

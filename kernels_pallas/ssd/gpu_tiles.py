@@ -114,6 +114,11 @@ def through(sums, *shape: int):
     return jnp.broadcast_to(jnp.exp2(sums[Q - 1]), shape)
 
 
+def silu(z):
+    half = z * 0.5
+    return half + half * jnp.tanh(half)
+
+
 def launch(
     kernel: Callable, copies: Callable, inputs: tuple, out_type, scratch: dict, grid: dict, computing: int, steps: int
 ):
@@ -126,8 +131,14 @@ def launch(
     scratch |= {
         "arrived": plgpu.Barrier(num_arrivals=scratch.pop("copies"), num_barriers=stages),
         "used": plgpu.Barrier(num_arrivals=computing, num_barriers=stages),
-        "done": plgpu.Barrier(num_arrivals=computing + 1),
     }
+    fetch = lambda refs, s: _fetch(s, stages, steps, lambda *at: copies(refs, s, *at))  # noqa: E731
+    return side_by_side(kernel, fetch, inputs, out_type, scratch, grid, computing)
+
+
+def side_by_side(kernel: Callable, fetch: Callable, inputs: tuple, out_type, scratch: dict, grid: dict, computing: int):
+    """Runs kernel(refs, s, thread) on `computing` warpgroups, and fetch(refs, s) on one more; they leave together."""
+    scratch = scratch | {"done": plgpu.Barrier(num_arrivals=computing + 1)}
 
     def body(*refs):
         *refs, s = refs
@@ -143,7 +154,7 @@ def launch(
         def _():
             if computing == 2:
                 plgpu.set_max_registers(FETCHING, action="decrease")
-            _fetch(s, stages, steps, lambda *at: copies(refs, s, *at))
+            fetch(refs, s)
 
         meet(s["done"])
 
