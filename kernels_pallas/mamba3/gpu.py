@@ -6,6 +6,8 @@ reads of itself is $\gamma_t v_t k_t^\top$: no token looks ahead, and nothing is
 reset, as tokens on the two sides of a reset do not read each other; the last state is turned back by their sum.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from kernels_pallas.ssd.gpu_tiles import Q
 
 CHANNELS, STATES, RANKS = (32, 64, 128), 128, (1, 2, 4, 8, 16)
 PER_TURN = 2.0**32  # units of `rotation`
+TOGETHER = 4  # tokens whose angles are summed where they are made: a chunk has at least so many
 
 
 def refusal(tokens: Tokens, z) -> str:
@@ -91,22 +94,33 @@ def _angles(rate, theta, start, reset, per_chunk: int) -> tuple:
 
     Exact sums of integers, as in `rotation`: their gradient is that of the same sum of floats, which adds nothing.
     """
-    each = units(jax.lax.stop_gradient(rate[..., None] * theta[:, :, None]))
-    whole = jnp.pad(each, ((0, 0), (0, -each.shape[1] % per_chunk), (0, 0), (0, 0)))
-    sums = whole.reshape(len(each), whole.shape[1] // per_chunk, per_chunk, *each.shape[2:]).sum(2, dtype=jnp.int32)
-    total = units(jax.lax.stop_gradient(start))[:, None] + jnp.cumsum(sums, 1, dtype=jnp.int32)
-    starts, total = (total - sums).astype(jnp.float32) / PER_TURN, total[:, -1]
-    kept, fresh = jnp.ones(each.shape[:2]), jnp.ones(len(each))
-    last = total
+    fixed, summed = jax.lax.stop_gradient, partial(_summed, per_chunk=per_chunk)
+    sums = summed(fixed(rate), fixed(theta))
+    total = units(fixed(start))[:, None] + jnp.cumsum(sums, 1, dtype=jnp.int32)
+    starts, last = (total - sums).astype(jnp.float32) / PER_TURN, total[:, -1]
+    total, kept, fresh = last, jnp.ones(rate.shape[:2]), jnp.ones(len(rate))
     if reset is not None:
         kept = jnp.flip(jnp.cumsum(jnp.flip(jnp.roll(reset, -1, 1).at[:, -1].set(False), 1), 1), 1) == 0
         fresh = ~reset.any(1)
-        last = jnp.where(kept[..., None, None], each, 0).sum(1, dtype=jnp.int32)
-        last += jnp.where(fresh[:, None, None], total - sums.sum(1, dtype=jnp.int32), 0)
+        last = summed(fixed(jnp.where(kept[..., None], rate, 0)), fixed(theta)).sum(1, dtype=jnp.int32)
+        last += jnp.where(fresh[:, None, None], units(fixed(start)), 0)
         kept, fresh = (x.astype(jnp.float32) for x in (kept, fresh))
     linear = jnp.einsum("bl,blh,bls->bhs", kept, rate, theta, precision="highest") + fresh[:, None, None] * start
     radians = lambda x: x.astype(jnp.float32) * np.float32(2 * np.pi / PER_TURN)  # noqa: E731
     return starts, radians(total - last), radians(last) + (linear - jax.lax.stop_gradient(linear))
+
+
+def _summed(rate, theta, per_chunk: int):
+    """`units` of rate theta, summed over the tokens of every chunk (b, c, h, s)."""
+
+    def grouped(x):
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % per_chunk), (0, 0)))
+        return x.reshape(len(x), x.shape[1] // per_chunk, per_chunk // TOGETHER, TOGETHER, x.shape[-1])
+
+    rate, theta = grouped(rate), grouped(theta)
+    some = sum(units(rate[:, :, :, i, :, None] * theta[:, :, :, i, None]) for i in range(TOGETHER))
+    # kept apart: of products and sum in one, XLA makes a kernel whose registers spill, ten times slower
+    return jax.lax.optimization_barrier(some).sum(2, dtype=jnp.int32)
 
 
 def _padded(n: int) -> int:
