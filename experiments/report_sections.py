@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from experiments import costs, generation_costs, plots, report_tables
 from experiments.report_cells import Cell, chosen
-from experiments.report_figures import Figure, figures
+from experiments.report_figures import AGAINST_WIDTH, Figure, figures
 from ssm import naming
 
 LEGEND = "Best of the seeds (median of the seeds) [published]; what is empty was not run."
@@ -36,8 +36,10 @@ def group(cells: Sequence[Cell], name: str) -> Section:
     """The report of that name: models beside tasks, figures, and every run. Raises ValueError for another name."""
     mine = chosen(cells, name)
     configs = "\n".join(dict.fromkeys(f"- `{cell.file}`: {cell.about}" for cell in mine if cell.file))
-    tables = [LEGEND, report_tables.summary(mine)] if len({cell.task for cell in mine}) > 1 else []
-    parts = [configs, report_tables.accounts(mine), *tables, *figures(mine), report_tables.runs(mine)]
+    beside = [cell for cell in mine if cell.task not in AGAINST_WIDTH]
+    tables = [LEGEND, report_tables.summary(beside)] if len({cell.task for cell in beside}) > 1 else []
+    runs = report_tables.runs([cell for cell in mine if cell.result or cell.published])
+    parts = [configs, report_tables.accounts(mine), *tables, *figures(mine), runs]
     return Section(name.replace("_", " "), [part for part in parts if part])
 
 

@@ -85,6 +85,15 @@ def test_cells_are_the_plans_and_what_else_was_run(cells):
         report_cells.chosen(cells, "paritty")
 
 
+def test_the_plans_are_the_published_tables():
+    plans = report_cells.planned(report_cells.CONFIGS)
+    assert len({cell.key for cell in plans}) == len(plans), "two cells would have one record"
+    tables = [cell for cell in plans if cell.group == "state_tracking" and cell.published]
+    assert len(tables) == 15 and {cell.size for cell in tables} == {"paper"}
+    mqar = [(cell.model, cell.config["model"]["width"], cell.size) for cell in plans if cell.task == "mqar"]
+    assert len(mqar) == 6 * 4 * 3 and ("mamba2_n16", 32, "l1024_d32") in mqar
+
+
 def test_models_beside_tasks(cells):
     """Best (median) [published], in the metric; what was not run is empty but for what is published."""
     assert report_tables.summary(report_cells.chosen(cells, "counting")).splitlines() == [
