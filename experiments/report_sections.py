@@ -16,7 +16,7 @@ KERNEL_TABLES = {
     "training": ("Whole training steps", costs.training),
 }
 GENERATION_TABLES = {
-    "generation": ("Reading and writing text", generation_costs.table),
+    "rates": ("Reading and writing text", generation_costs.table),
     "steps": ("One decode step", generation_costs.steps),
 }
 

@@ -5,7 +5,17 @@ import json
 
 import pytest
 
-from experiments import commandline, report, report_cells, report_figures, report_page, report_sections, report_tables
+from experiments import (
+    commandline,
+    generation_costs,
+    report,
+    report_cells,
+    report_figures,
+    report_page,
+    report_sections,
+    report_tables,
+)
+from tests.experiments.test_generation_speed import record
 
 CONFIG = '''"""{head}"""
 from configs.state_tracking import parity
@@ -161,12 +171,17 @@ def test_the_page_needs_nothing_else(folders, cells, tmp_path, monkeypatch, caps
     assert capsys.readouterr().out.count(".svg") == 0, "printed, where no figure is drawn"
 
 
-def test_everything(cells):
-    """Groups in which nothing was run or published are left out; kernels and their sources are in."""
+def test_everything(cells, tmp_path, monkeypatch):
+    """Groups in which nothing was run or published are left out; kernels and generation are in, with their sources."""
+    about = {"date": "2026-11-29", "versions": {"jax": "0.11.2"}, "command": "python -m experiments.generation_speed"}
+    (tmp_path / "gpu.jsonl").write_text(json.dumps(record("mamba2", 8, 600, 300, shape="", **about)) + "\n")
+    monkeypatch.setattr(generation_costs, "GENERATION", tmp_path)
     titles = [section.title for section in report_sections.everything(cells)]
-    assert titles[:3] == ["counting", "mqar", "kernels"]
+    assert titles == ["counting", "mqar", "kernels", "generation"]
     text = report_page.markdown(report_sections.everything(cells), "All")
     assert "kernels_pallas.benchmark" in text and "### Every measurement on NVIDIA H200" in text
+    assert "| GPU | 2026-11-29 | jax 0.11.2 | `python -m experiments.generation_speed` |" in text
+    assert "| mamba2, 1.34 B | 8 |" in report_sections.table(cells, "generation rates")
 
 
 def test_marked_tables_are_made_again(cells):
