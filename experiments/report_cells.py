@@ -1,8 +1,8 @@
 """The cells of the reports' tables: what the configs plan, with the published figures, and the records of what was run.
 
 A cell is a task, a model and a size. A config's file plans those that its `sweep(add, size)` adds, or, where it has
-none, every model of its MODELS, in every size of its SIZES but "demo" and "smoke". A record fills the cell of its task,
-model and preset, or is one of its own.
+none, every model of its MODELS, in every size of SIZES, its own or its folder's, but "demo" and "smoke". A record fills
+the cell of its task, model and preset, or is one of its own.
 """
 
 import json
@@ -82,18 +82,23 @@ def _plan(configs: pathlib.Path, file: pathlib.Path) -> list[Cell]:
     module, *_ = commandline.config_module(str(file))
     place["about"] = module.__doc__.splitlines()[0]
     cells = []
-    for config in map(module.get_config, _presets(module)):
+    for config in map(module.get_config, _presets(module, _sizes(module, file.with_name("__init__.py")))):
         published = config.published.to_dict()
         names = config.task.name, config.model.pattern, config.preset, published.pop("metric")
         cells.append(Cell(*names, published if published["source"] else None, config.to_dict(), **place))
     return cells
 
 
-def _presets(module: types.ModuleType) -> Iterable[str]:
+def _sizes(module: types.ModuleType, package: pathlib.Path) -> list[str]:
+    """Those of the file, or of its folder's __init__.py; [""], the default, where neither has any."""
+    if not hasattr(module, "SIZES") and package.exists():
+        module, *_ = commandline.config_module(str(package))
+    return [size for size in getattr(module, "SIZES", ("",)) if size not in UNPLANNED]
+
+
+def _presets(module: types.ModuleType, sizes: Sequence[str]) -> Iterable[str]:
     presets: list[str] = []
-    for size in getattr(module, "SIZES", ("",)):
-        if size in UNPLANNED:
-            continue
+    for size in sizes:
         if hasattr(module, "sweep"):
             module.sweep(presets.append, size)
         else:

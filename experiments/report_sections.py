@@ -33,12 +33,17 @@ def everything(cells: Sequence[Cell]) -> list[Section]:
 
 
 def group(cells: Sequence[Cell], name: str) -> Section:
-    """The report of that name: models beside tasks, figures, and every run. Raises ValueError for another name."""
+    """The report of that name: models beside tasks where these are several, figures, and every run.
+
+    Raises ValueError for another name.
+    """
     mine = chosen(cells, name)
     configs = "\n".join(dict.fromkeys(f"- `{cell.file}`: {cell.about}" for cell in mine if cell.file))
     beside = [cell for cell in mine if cell.task not in AGAINST_WIDTH]
-    tables = [LEGEND, report_tables.summary(beside)] if len({cell.task for cell in beside}) > 1 else []
-    runs = report_tables.runs([cell for cell in mine if cell.result or cell.published])
+    several = len({cell.task for cell in beside}) > 1
+    tables = [LEGEND, report_tables.summary(beside)] if several else []
+    rows = [cell for cell in mine if cell.result or (cell in beside and not several)]
+    runs = report_tables.runs(rows) if rows else ""
     parts = [configs, report_tables.accounts(mine), *tables, *figures(mine), runs]
     return Section(name.replace("_", " "), [part for part in parts if part])
 

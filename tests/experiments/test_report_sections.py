@@ -20,7 +20,6 @@ from tests.experiments.test_generation_speed import record
 CONFIG = '''"""{head}"""
 from configs.state_tracking import parity
 
-SIZES = ("demo", "paper", "smoke")
 {models}
 
 def get_config(preset):
@@ -54,10 +53,14 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     configs, results = root / "configs", root / "results"
     (configs / "counting").mkdir(parents=True)
+    sizes = 'SIZES = ("demo", "paper", "smoke")'
+    (configs / "counting" / "__init__.py").write_text(sizes)  # of all files in the folder
     (configs / "counting" / "bits.py").write_text(CONFIG.format(head="Bits.", models="", task="parity") + SWEEP)
     pairs = CONFIG.format(head="Pairs.", models='MODELS = ("mamba2", "attention")', task="even_pairs")
     (configs / "counting" / "pairs.py").write_text(pairs)
-    (configs / "alone.py").write_text(CONFIG.format(head="Alone.", models='MODELS = ("mamba",)', task="cycle"))
+    (configs / "alone.py").write_text(
+        CONFIG.format(head="Alone.", models=f'MODELS = ("mamba",)\n{sizes}', task="cycle")
+    )
     (configs / "shared.py").write_text("def helper():\n    pass\n")
     replicas = [RUN, RUN | {"learning_rate": 0.1}, RUN | {"seed": 1}, RUN | {"learning_rate": 0.1, "seed": 1}]
     further = {"test_512": 40.0, "test_1024": None}
