@@ -1,7 +1,7 @@
 """Reports of what was measured, made from records alone.
 
 python -m experiments.report                      prints all there is, as Markdown
-python -m experiments.report state_tracking       of a group of tasks; or of a config, or a task
+python -m experiments.report state_tracking       of a group of tasks; or a config, a task, kernels, generation
     --write [FOLDER]                              writes it, with its figures, to FOLDER or experiments/results
     --html FILE                                   writes it as one page, figures and all
 python -m experiments.report --readme             makes the README's tables again
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 def show(cells: Sequence[Cell], name: str | None, folder: pathlib.Path | None, html: pathlib.Path | None) -> None:
     """Prints the report of that name, or of everything, or writes it as Markdown with figures, or as a page."""
-    sections = [report_sections.group(cells, name)] if name else report_sections.everything(cells)
+    sections = [report_sections.named(cells, name)] if name else report_sections.everything(cells)
     title = name or "Everything measured"
     if html:
         workdir.write(html, report_page.page(sections, title))

@@ -32,6 +32,11 @@ def everything(cells: Sequence[Cell]) -> list[Section]:
     return [*(group(cells, name) for name in groups), *measured()]
 
 
+def named(cells: Sequence[Cell], name: str) -> Section:
+    """One of `measured`, or a group. Raises ValueError for another name."""
+    return next((section for section in measured() if section.title == name), None) or group(cells, name)
+
+
 def group(cells: Sequence[Cell], name: str) -> Section:
     """The report of that name: models beside tasks where these are several, figures, and every run.
 

@@ -185,6 +185,7 @@ def test_everything(cells, tmp_path, monkeypatch):
     assert "kernels_pallas.benchmark" in text and "### Every measurement on NVIDIA H200" in text
     assert "| GPU | 2026-11-29 | jax 0.11.2 | `python -m experiments.generation_speed` |" in text
     assert "| mamba2, 1.34 B | 8 |" in report_sections.table(cells, "generation rates")
+    assert report_sections.named(cells, "generation").title == "generation"
 
 
 def test_marked_tables_are_made_again(cells):
