@@ -36,9 +36,12 @@ COLOURS = {
     "transformer": "#555555",
 }
 VARIANTS = {
-    **{"none": (":", "v"), "fixed": ("-.", "s"), "negative": ("--", "^")},
-    **{"n16": (":", "v"), "n256": ("--", "^")},
-}  # of a model: dashes and marker
+    "none": (":", "v"),
+    "fixed": ("-.", "s"),
+    "negative": ("--", "^"),
+    "n16": (":", "v"),
+    "n256": ("--", "^"),
+}  # the last word of a variant's name -> dashes and marker
 SPLITS = {
     "train": {"color": GREY, "lw": 1.2, "marker": ""},
     "validation": {"color": "#e69f00", "marker": "o"},

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from experiments import commandline, tasks
+from experiments.metrics import METRICS
 from experiments.records import ROOT
 from ssm import naming
 
@@ -49,6 +50,10 @@ class Cell(NamedTuple):
     @property
     def size(self) -> str:
         return self.preset.rpartition("-")[2]
+
+    @property
+    def measure(self) -> str:
+        return f"{self.metric.replace('_', ' ')} ({METRICS[self.metric].unit})"
 
     @property
     def classes(self) -> int:

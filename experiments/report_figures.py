@@ -6,7 +6,6 @@ from functools import partial
 from typing import NamedTuple
 
 from experiments import plots
-from experiments.metrics import METRICS
 from experiments.report_cells import Cell
 
 AGAINST_WIDTH = ("mqar",)  # tasks whose models are compared in several widths
@@ -51,7 +50,7 @@ def _lengths(task: str, size: str, cells: Sequence[Cell]) -> tuple[str, list[plo
     trained = max(first.config["task"].get("lengths") or [first.config["task"]["length"]])
     panel = plots.Panel(
         "length of a test sequence (tokens)",
-        f"{first.metric.replace('_', ' ')} ({METRICS[first.metric].unit})",
+        first.measure,
         {cell.model: _points(cell) for cell in cells},
         levels=_chance(first),
         marks={"longest in training": trained},
@@ -84,7 +83,7 @@ def _widths(cells: Sequence[Cell]) -> list[plots.Panel]:
     return [
         plots.Panel(
             "width of the model (channels)",
-            "accuracy (%)",
+            cells[0].measure,
             {name: sorted(points) for name, points in series.items()},
             f"{length:,} tokens",
         )

@@ -22,7 +22,7 @@ def runs(cells: Sequence[Cell]) -> str:
 
 def summary(cells: Sequence[Cell]) -> str:
     """A row for each model and size, a column for each task: best (median of seeds) [published]."""
-    metrics = {cell.task: f"{cell.task}, {_words(cell)}" for cell in cells}
+    metrics = {cell.task: f"{cell.task}, {cell.measure}" for cell in cells}
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for cell in cells:
         lines.setdefault((cell.model, cell.size), {})[cell.task] = _figures(cell)
@@ -35,11 +35,6 @@ def accounts(cells: Sequence[Cell]) -> str:
     done = [cell.result for cell in cells if cell.result]
     minutes = math.fsum(result["gpu_seconds"] for result in done) / 60
     return f"{len(done)} of {len(cells)} cells were run" + (f", in {minutes:,.1f} GPU minutes." if minutes else ".")
-
-
-def _words(cell: Cell) -> str:
-    metric = METRICS[cell.metric]
-    return f"{cell.metric.replace('_', ' ')} (%)" if metric.unit == "%" else metric.unit
 
 
 def _label(model: str, size: str) -> str:
