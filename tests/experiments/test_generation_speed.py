@@ -164,5 +164,5 @@ def test_the_table_and_the_figure_are_their_records(tmp_path):
     panels = generation_costs.panels(records[:3] + states)
     assert panels[0][2] == {"transformer": [(8, 200), (16, 240)], "mamba2": [(8, 600)]}
     assert panels[2][2] == {"mamba2": [(4, 1.0), (8, 2.0)]}
-    generation_costs.plots.generation(tmp_path / "generation.svg", panels)
+    generation_costs.plots.compare(tmp_path / "generation.svg", panels)
     assert "tokens read" in (tmp_path / "generation.svg").read_text()
