@@ -24,6 +24,7 @@ class Recipe(NamedTuple):
     new_state: Callable[[Any, Any], TrainState]  # learning rate, seed
     train_step: Callable[[TrainState, Batch, Any, Any], tuple[TrainState, Summary]]  # ..., learning rate, seed
     eval_step: EvalStep
+    like: TrainState  # shapes and dtypes of one model's
 
 
 class Program(NamedTuple):
@@ -45,13 +46,12 @@ def single(recipe: Recipe, rate: float, seed: int, whole: NamedSharding, split: 
     """One model of a learning rate and seed. whole: the same on every device; split: cut along the first axis."""
     task, size = recipe.task, recipe.batch_size
     new_state = jax.jit(lambda: recipe.new_state(rate, seed), out_shardings=whole)
-    shapes = jax.eval_shape(new_state)
     step = functools.partial(recipe.train_step, rate=rate, seed=seed)
     place = functools.partial(jax.device_put, device=split)
-    names = steps.watched_names(shapes)
+    names = steps.watched_names(recipe.like)
     return Program(
         new_state=new_state,
-        like=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes),
+        like=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), recipe.like),
         make_train_step=lambda: jax.jit(step, donate_argnums=0, out_shardings=whole),
         eval_step=jax.jit(recipe.eval_step),
         batches=lambda start: map(place, task.train_batches(size, seed, start)),

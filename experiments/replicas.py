@@ -56,7 +56,9 @@ class Options:
     def members(self, first_seed: int) -> Members:
         """Raises ValueError naming the field that is wrong."""
         rates = self.learning_rates
-        if not isinstance(rates, (tuple, list)) or not all(isinstance(x, (int, float)) and 0 < x < 1e9 for x in rates):
+        if not isinstance(rates, (tuple, list)) or not all(
+            isinstance(x, (int, float)) and 0 < x < math.inf for x in rates
+        ):
             raise ValueError(f"replicas: learning_rates={rates!r} must be positive numbers, as in (1e-3, 1e-2)")
         if not rates:
             raise ValueError("replicas: learning_rates is empty; --config.replicas={} is an ordinary run")
@@ -106,8 +108,8 @@ def program(recipe: Recipe, members: Members, devices: Sequence[jax.Device]) -> 
     train = jax.vmap(recipe.train_step, (0, 0 if made else None, 0, 0))
     train = over(train, in_specs=(own, own if made else one, own, own))
     train = jax.jit(train, donate_argnums=0, out_shardings=cut)
-    shapes = jax.eval_shape(initialise, rates, seeds)
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut), shapes)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=cut), recipe.like)
+    names = steps.watched_names(like)
 
     def read(params, batch_stats, batch, key):
         return jax.lax.map(lambda variables: recipe.eval_step(*variables, batch, key), (params, batch_stats))
@@ -130,8 +132,8 @@ def program(recipe: Recipe, members: Members, devices: Sequence[jax.Device]) -> 
         eval_step=jax.jit(over(read, in_specs=(own, own, one, one))),
         batches=batches,
         place=functools.partial(jax.device_put, device=whole),
-        check=functools.partial(check, names=steps.watched_names(like)),
-        line=functools.partial(line, metric=task.metric, names=steps.watched_names(like)),
+        check=functools.partial(check, names=names),
+        line=functools.partial(line, metric=task.metric, names=names),
         best=lambda state, line: take(state, line["replica"]),
         tokens=count * recipe.batch_size * task.length,
     )

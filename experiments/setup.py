@@ -50,11 +50,10 @@ def prepare(config: ConfigDict) -> Setup:
     options = optimizer.options(config.optimizer.to_dict())
     recipe = _recipe(config, task, model, options, optimizer.schedule(options, total, per_epoch))
     program = replicas.program(recipe, members, devices) if members else single(recipe, *_of(config), *cut)
-    params = jax.eval_shape(recipe.new_state, *_of(config)).params
     return Setup(
         task=task,
         model=model,
-        rows=optimizer.table(options, params),
+        rows=optimizer.table(options, recipe.like.params),
         train_steps=total,
         eval_every=optimizer.duration(config, "eval_every", per_epoch, total) or total,
         checkpoint_every=optimizer.duration(config, "checkpoint_every", per_epoch, total) or total,
@@ -86,7 +85,8 @@ def _recipe(
         return steps.train_step(model, task, tx, seed, config.log_every_steps)(state, batch)
 
     eval_step = steps.eval_step(model, task, config.get("eval_piece_tokens", 0))
-    return Recipe(task, config.batch_size, new_state, train_step, eval_step)
+    like = jax.eval_shape(new_state, *_of(config))
+    return Recipe(task, config.batch_size, new_state, train_step, eval_step, like)
 
 
 def restore(run: Workdir) -> tuple[Setup, int, steps.TrainState]:
