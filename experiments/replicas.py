@@ -191,7 +191,7 @@ def line(step: int, figures: Mapping[str, dict[str, Any]], health: Health, metri
     for each in numbers.values():
         sound = sound & np.isfinite([*each.values()]).all(0)
     if not sound.any():
-        raise FloatingPointError(f"step {step}: of no replica are all numbers finite")
+        raise FloatingPointError(f"step {step}: no replica is left whose numbers are all finite")
     judged, sign = next(iter(numbers.values())), 1 if METRICS[metric].higher_is_better else -1
     best = min(np.flatnonzero(sound).tolist(), key=lambda r: (-sign * judged[metric][r], judged["loss"][r]))
     found: dict[str, Any] = {"step": step, "replica": best}
