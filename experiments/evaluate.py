@@ -1,14 +1,14 @@
 """Evaluates the checkpoint behind a run's figure, or the newest one of a run that is not finished.
 
-python -m experiments.evaluate runs/smnist --split test
+    python -m experiments.evaluate runs/smnist --split test
+
+Of a run with replicas it is the best one's.
 """
 
 import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
-
-import jax
 
 from experiments import commandline, records, setup, steps
 from experiments.workdir import Workdir
@@ -20,9 +20,11 @@ def evaluate(run: Workdir, split: str) -> dict:
     ready, step, state = setup.restore(run)
     if split not in ready.task.splits:
         raise naming.unknown("split", split, ready.task.splits)
-    eval_step = jax.jit(steps.eval_step(ready.model, ready.task, run.config.get("eval_piece_tokens", 0)))
-    figures = steps.evaluate_split(eval_step, state, ready.task, split, run.config["eval_batch_size"], ready.place)
-    return {"step": step, **figures}
+    program, size = ready.program, run.config["eval_batch_size"]
+    figures = steps.evaluate_split(
+        program.eval_step, state, split, task=ready.task, batch_size=size, place=program.place
+    )
+    return program.line(step, {f"{split}/": figures}, state.health)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,6 +13,8 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from experiments.metrics import METRICS
 from ssm import naming
 
@@ -118,11 +120,14 @@ def line(model: str) -> dict[str, str]:
 
 @style()
 def curves(path: pathlib.Path, lines: Sequence[dict], title: str, metric: str, published: Mapping) -> None:
-    """Draws the lines of metrics.jsonl; `published` (of the config) becomes a dashed level."""
+    """Draws the lines of metrics.jsonl, of all replicas thin; `published` (of the config) becomes a dashed level."""
     figure = _figure(title, 10)
     loss, right = figure.subplots(1, 2)
     for axes, name in ((loss, "loss"), (right, metric)):
         for split, keywords in SPLITS.items():
+            every = f"replicas/{split}/{name}"
+            if several := [(line["step"], np.array(line[every], float)) for line in lines if every in line]:
+                axes.plot(*zip(*several, strict=True), color=keywords["color"], lw=0.5, alpha=0.5)
             key = name if split == "train" else f"{split}/{name}"
             points = [(line["step"], line[key]) for line in lines if key in line]
             if points:
