@@ -92,8 +92,8 @@ class ArrayTask:
 
     @property
     def length(self) -> int:
-        shape = self.data["train"].inputs.shape
-        return shape[1] if len(shape) == 2 else math.prod(shape[1:-1])
+        shape = self.data["train"].inputs.shape[1:]
+        return math.prod(shape if self.encoder == "token" else shape[:-1])
 
     def examples(self, split: str) -> int:
         return len(self.data[split].targets)
@@ -126,6 +126,23 @@ class StandardisedTask(ArrayTask):
         x = x.reshape(len(x), -1, self.input_size).astype(jnp.float32)
         mean, std = (jnp.asarray(values, jnp.float32) for values in (self.mean, self.std))
         return {**batch, "inputs": (x - mean) / std}
+
+
+def held_back(data: Mapping[str, Examples], count: int, seed: int) -> dict[str, Examples]:
+    """The training split less the last `count` of a permutation of it, these as validation, and the other splits.
+
+    Raises ValueError where count leaves nothing to train on.
+    """
+    n = len(data["train"].targets)
+    if not 0 <= count < n:
+        raise ValueError(f"validation={count} must be at least 0 and below the {n:,} training examples")
+    if not count:
+        return dict(data)
+    order = np.random.RandomState(seed).permutation(n)
+    rows = {"train": np.sort(order[:-count]), "validation": np.sort(order[-count:])}
+    return {split: Examples(**data["train"].take(index)) for split, index in rows.items()} | {
+        split: examples for split, examples in data.items() if split != "train"
+    }
 
 
 def shuffled(n: int, batch_size: int, seed: int) -> grain.MapDataset:
