@@ -85,7 +85,7 @@ class SequenceClassifier(nn.Module):
     classes, encoder, input_size: what the task is: see `Encoder`; input_size counts channels, or tokens.
     pattern, depth: see `layers`; mixers: options by the mixer's name. norm: "batch", "layer" or "rms", before
     the mixer or (prenorm off) after the residual; momentum: of batch statistics; glu, dropout: see `GatedUnit`.
-    bidirectional: every mixer reads both ways. pooling: "mean" or "max" over the tokens, "first" or "last".
+    bidirectional: every mixer reads both ways: see `Block`. pooling: "mean" or "max" over the tokens, "first" or "last".
     dtype: of activations; parameters, states and logits are float32.
     """
 
@@ -132,7 +132,10 @@ class SequenceClassifier(nn.Module):
             )(x, mask, train=train)
         if self.prenorm:
             x = Norm(self.norm, self.momentum, name="norm")(x, mask, train=train)
-        return nn.Dense(self.classes, name="head")(pool(self.pooling, x.astype(jnp.float32), mask))
+        return self._head(pool(self.pooling, x.astype(jnp.float32), mask))
+
+    def _head(self, features):
+        return nn.Dense(self.classes, name="head")(features)
 
     def _check_lengths(self, lengths, x):
         if lengths.shape != x.shape[:1]:

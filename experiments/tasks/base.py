@@ -1,19 +1,22 @@
 """What a task is, and the task whose examples lie in memory as arrays.
 
 A batch is a dict of arrays:
-    inputs   image: uint8 (b, height, width, channels); continuous: float32 (b, l, channels); token: int32 (b, l)
-    targets  int32: (b,) for "classification", (b, l) for "language_model": a token for every position
-    lengths  int32 (b,), optional: the positions of each example that count
+    inputs   image: uint8 (b, height, width, channels); continuous: float32 (b, l, channels); token: int32 (b, l),
+             uint8 until `preprocess` where that holds them; (b, 2, l) for "retrieval", two documents
+    targets  int32: (b,), for "language_model" (b, l): a token for every position
+    lengths  int32 (b,), (b, 2) for "retrieval", optional: the positions of each example that count
     weights  float32, shaped as targets, optional: 0 leaves an entry out of loss and metric, 1 scores it
     segments int32 (b, l), optional, for "language_model": which document each token belongs to
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Batch = Mapping[str, np.ndarray]
@@ -22,7 +25,7 @@ Batch = Mapping[str, np.ndarray]
 class Task(Protocol):
     """A data set and how batches come from it. All of it is a pure function of (seed, step)."""
 
-    kind: str  # "classification" | "language_model"
+    kind: str  # "classification" | "retrieval" | "language_model"
     metric: str  # a name in `experiments.metrics.METRICS`
     encoder: str  # "image" | "continuous" | "token"
     input_size: int  # channels, or size of the vocabulary
@@ -85,8 +88,8 @@ class ArrayTask:
 
     @property
     def length(self) -> int:
-        shape = self.data["train"].inputs.shape
-        return shape[1] * shape[2] if self.encoder == "image" else shape[1]
+        shape = self.data["train"].inputs.shape[1:]
+        return math.prod(shape if self.encoder == "token" else shape[:-1])
 
     def examples(self, split: str) -> int:
         return len(self.data[split].targets)
@@ -104,7 +107,7 @@ class ArrayTask:
             yield self.data[split].take(np.where(index < n, index, 0)) | {"weights": weights}
 
     def preprocess(self, batch: Batch, key: jax.Array, train: bool) -> Batch:
-        return batch
+        return batch | {"inputs": batch["inputs"].astype(jnp.int32)} if self.encoder == "token" else batch
 
 
 def shuffled(n: int, batch_size: int, seed: int) -> grain.MapDataset:
@@ -120,13 +123,13 @@ def _check(task: ArrayTask, split: str, examples: Examples) -> None:
     if not len(inputs) == len(targets) == len(targets if lengths is None else lengths) > 0:
         sizes = [len(x) for x in (inputs, targets, lengths) if x is not None]
         raise ValueError(f"{where}: inputs, targets and lengths have {sizes} examples")
-    rank = {"image": 4, "continuous": 3, "token": 2}[task.encoder]
-    kind = {"image": "uf", "continuous": "f", "token": "i"}[task.encoder]
+    rank = {"image": 4, "continuous": 3, "token": 2 + (task.kind == "retrieval")}[task.encoder]
+    kind = {"image": "uf", "continuous": "f", "token": "iu"}[task.encoder]
     if inputs.ndim != rank or inputs.dtype.kind not in kind:
         raise ValueError(f"{where}: inputs of {inputs.dtype}{list(inputs.shape)} are no {task.encoder} inputs")
-    if rank > 2 and inputs.shape[-1] != task.input_size:
+    if task.encoder != "token" and inputs.shape[-1] != task.input_size:
         raise ValueError(f"{where}: inputs have {inputs.shape[-1]} channels, the task {task.input_size}")
-    ranges = {"targets": (targets, 0, task.classes - 1), "lengths": (lengths, 1, inputs.shape[1])}
+    ranges = {"targets": (targets, 0, task.classes - 1), "lengths": (lengths, 1, inputs.shape[-1 if task.encoder == "token" else 1])}
     if task.encoder == "token":
         ranges["inputs"] = (inputs, 0, task.input_size - 1)
     for name, (values, low, high) in ranges.items():
