@@ -113,6 +113,10 @@ class SequenceClassifier(nn.Module):
 
         Raises ValueError naming the field or the input that does not fit.
         """
+        return nn.Dense(self.classes, name="head")(self._features(inputs, lengths, train))
+
+    def _features(self, inputs, lengths, train):
+        """One vector a sequence, float32 (b, width)."""
         if self.pooling not in POOLINGS:
             raise unknown("pooling", self.pooling, POOLINGS)
         names = checked_layers(self)
@@ -132,10 +136,7 @@ class SequenceClassifier(nn.Module):
             )(x, mask, train=train)
         if self.prenorm:
             x = Norm(self.norm, self.momentum, name="norm")(x, mask, train=train)
-        return self._head(pool(self.pooling, x.astype(jnp.float32), mask))
-
-    def _head(self, features):
-        return nn.Dense(self.classes, name="head")(features)
+        return pool(self.pooling, x.astype(jnp.float32), mask)
 
     def _check_lengths(self, lengths, x):
         if lengths.shape != x.shape[:1]:

@@ -13,6 +13,7 @@ class PairClassifier(SequenceClassifier):
     As the S4 line has it for Long Range Arena's retrieval: one hidden layer of the model's width.
     """
 
+    @nn.compact
     def __call__(
         self, inputs: Num[Array, "b 2 ..."], lengths: Int[Array, "b 2"] | None = None, *, train: bool = False
     ) -> Float[Array, "b classes"]:
@@ -25,9 +26,7 @@ class PairClassifier(SequenceClassifier):
         if lengths is not None and lengths.shape != inputs.shape[:2]:
             raise ValueError(f"lengths has shape {lengths.shape}; {len(inputs)} pairs need ({len(inputs)}, 2)")
         lengths = None if lengths is None else lengths.reshape(-1)
-        return super().__call__(inputs.reshape(-1, *inputs.shape[2:]), lengths, train=train)
-
-    def _head(self, features):
-        u, v = jnp.unstack(features.reshape(-1, 2, features.shape[-1]), axis=1)
+        features = self._features(inputs.reshape(-1, *inputs.shape[2:]), lengths, train)
+        u, v = jnp.unstack(features.reshape(-1, 2, self.width), axis=1)
         hidden = nn.Dense(self.width, name="head_hidden")(jnp.concatenate([u, v, u - v, u * v], -1))
-        return super()._head(nn.gelu(hidden))
+        return nn.Dense(self.classes, name="head")(nn.gelu(hidden))

@@ -69,7 +69,7 @@ def test_pairs_are_their_documents_encoded_alone(rng):
     model = PairClassifier(**options)
     variables = jax.jit(model.init)(jax.random.key(0), pairs, lengths)
     params = dict(variables["params"])
-    head, hidden = params.pop("head"), params.pop("head_hidden")
+    head, hidden = (jax.tree.map(np.float64, params.pop(name)) for name in ("head", "head_hidden"))
     identity = {"head": {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}}
     alone = jax.jit(SequenceClassifier(**options | {"classes": 4}).apply)
     stats = {"batch_stats": variables["batch_stats"]}
