@@ -78,10 +78,17 @@ def test_pairs_are_their_documents_encoded_alone(rng):
     middle = jax.nn.gelu(jnp.asarray(features @ hidden["kernel"] + hidden["bias"], jnp.float32))
     expected = np.asarray(middle, np.float64) @ head["kernel"] + head["bias"]
     assert_close(jax.jit(model.apply)(variables, pairs, lengths), expected, scale=12)
-    with pytest.raises(ValueError, match=r"inputs have shape \(3, 12\); their second axis must hold a pair"):
-        model.apply(variables, pairs[:, 0])
-    with pytest.raises(ValueError, match=r"lengths has shape \(3,\); 3 pairs need \(3, 2\)"):
-        model.apply(variables, pairs, lengths[:, 0])
+
+
+def test_inputs_that_are_no_pairs(untyped):
+    model = PairClassifier(classes=2, encoder="token", input_size=7)
+    for inputs, lengths, message in (
+        ((3, 12), None, r"inputs have shape \(3, 12\); their second axis must hold a pair"),
+        ((3, 2, 12), (3,), r"lengths has shape \(3,\); 3 pairs need \(3, 2\)"),
+    ):
+        arrays = (None if shape is None else jnp.zeros(shape, jnp.int32) for shape in (inputs, lengths))
+        with pytest.raises(ValueError, match=message):
+            model.init(jax.random.key(0), *arrays)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
