@@ -99,7 +99,7 @@ class GatedUnit(nn.Module):
 class Block(nn.Module):
     """x + unit(mixer(norm(x))), or norm(x + unit(mixer(x))) where `prenorm` is off.
 
-    bidirectional: the mixer's own second direction, or, of a causal one, a second mixer of the reversed sequence, added.
+    bidirectional: by the mixer's own second direction; a causal mixer's y is added to a second one's of reversed x.
     """
 
     mixer: str

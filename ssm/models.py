@@ -85,8 +85,8 @@ class SequenceClassifier(nn.Module):
     classes, encoder, input_size: what the task is: see `Encoder`; input_size counts channels, or tokens.
     pattern, depth: see `layers`; mixers: options by the mixer's name. norm: "batch", "layer" or "rms", before
     the mixer or (prenorm off) after the residual; momentum: of batch statistics; glu, dropout: see `GatedUnit`.
-    bidirectional: every mixer reads both ways: see `Block`. pooling: "mean" or "max" over the tokens, "first" or "last".
-    dtype: of activations; parameters, states and logits are float32.
+    bidirectional: every mixer reads both ways, see `Block`. pooling: "mean" or "max" over the tokens, "first" or
+    "last". dtype: of activations; parameters, states and logits are float32.
     """
 
     classes: int

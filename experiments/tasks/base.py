@@ -129,7 +129,8 @@ def _check(task: ArrayTask, split: str, examples: Examples) -> None:
         raise ValueError(f"{where}: inputs of {inputs.dtype}{list(inputs.shape)} are no {task.encoder} inputs")
     if task.encoder != "token" and inputs.shape[-1] != task.input_size:
         raise ValueError(f"{where}: inputs have {inputs.shape[-1]} channels, the task {task.input_size}")
-    ranges = {"targets": (targets, 0, task.classes - 1), "lengths": (lengths, 1, inputs.shape[-1 if task.encoder == "token" else 1])}
+    longest = inputs.shape[-1 if task.encoder == "token" else 1]
+    ranges = {"targets": (targets, 0, task.classes - 1), "lengths": (lengths, 1, longest)}
     if task.encoder == "token":
         ranges["inputs"] = (inputs, 0, task.input_size - 1)
     for name, (values, low, high) in ranges.items():

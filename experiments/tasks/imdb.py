@@ -100,7 +100,7 @@ def read(path: pathlib.Path) -> dict[str, list[tuple[int, bytes]]]:
     for split, (label, name) in itertools.product(("train", "test"), enumerate(LABELS)):
         found = sorted(file for file in files if file[:2] == (split, name))
         if len(found) != REVIEWS:
-            raise ValueError(f"{path}: {len(found):,} reviews in aclImdb/{split}/{name}, expected {REVIEWS:,}; {REMEDY}")
+            raise ValueError(f"{path}: {len(found):,} reviews in {split}/{name}, expected {REVIEWS:,}; {REMEDY}")
         reviews.setdefault(split, []).extend((label, files[file]) for file in found)
     return reviews
 

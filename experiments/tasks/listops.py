@@ -71,11 +71,13 @@ class Options:
             raise ValueError(f"task listops: examples={self.examples} must be three numbers of at least 1")
         if not 0 <= limits.min_length < limits.max_length - 1 <= self.length:
             raise ValueError(
-                f"task listops: min_length={limits.min_length}, max_length={limits.max_length} and length={self.length}:"
-                " expressions are longer than the first and shorter than the second, and have to fit into the third"
+                f"task listops: min_length={limits.min_length}, max_length={limits.max_length} and length={self.length}"
+                " must be in this order: expressions are between the first two, and padded to the third"
             )
         if limits.max_depth < 1 or limits.max_args < 2 or not 0 <= self.seed < 2**63:
-            raise ValueError(f"task listops: seed={self.seed} and {limits}: a depth of 1, 2 arguments and seed 0 are least")
+            raise ValueError(
+                f"task listops: seed={self.seed}, {limits}: seed 0, a depth of 1 and 2 arguments are least"
+            )
         return limits
 
     def _released(self) -> tuple[str, dict[str, Expressions]]:
@@ -151,7 +153,7 @@ def _check_space(folder: pathlib.Path, size: int) -> None:
     missing = size - sum(file.stat().st_size for file in folder.iterdir())
     free = shutil.disk_usage(folder).free
     if missing > free:
-        raise ValueError(f"task listops: {folder} needs {missing / 1e6:,.0f} MB more and its disk has {free / 1e6:,.0f}")
+        raise ValueError(f"task listops: {folder} needs {missing / 1e6:,.0f} MB more, its disk has {free / 1e6:,.0f}")
 
 
 # The benchmark's files -----------------------------------------------------------------------------

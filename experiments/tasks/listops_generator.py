@@ -52,7 +52,7 @@ class Level(NamedTuple):
         return _uniform(self.bits, 10)
 
 
-def expressions(seed: int, first: int, count: int, limits: Limits = Limits()) -> Expressions:
+def expressions(seed: int, first: int, count: int, limits: Limits) -> Expressions:
     """Those among attempts first, ..., first + count - 1 of the seed whose length is within the limits."""
     attempts = np.arange(first + 1, first + count + 1, dtype=np.uint64)
     roots = _hash(_hash(np.full(1, seed, np.uint64)) + attempts * GOLDEN)

@@ -1,4 +1,4 @@
-"""Retrieval: whether one paper of the ACL Anthology cites another, both read byte by byte (Long Range Arena, section 2.3).
+"""Retrieval: whether one paper of the ACL Anthology cites another, read byte by byte (arXiv:2011.04006, section 2.3).
 
 The benchmark's files, new_aan_pairs.{train,eval,test}.tsv, lie in data_dir or in its tsv_data: 147,086 pairs to train
 on, 18,090 to validate and 17,437 to test. A row is a label, 0.0 or 1.0, two names and two texts, between tabs, and
@@ -59,7 +59,7 @@ def read_tsv(path: pathlib.Path, length: int) -> Examples:
 def _row(path: pathlib.Path, number: int, line: bytes, length: int) -> tuple[int, bytes, bytes]:
     fields = line.rstrip(b"\r\n").split(b"\t")
     if len(fields) != 5 or not line.endswith(b"\n"):
-        raise ValueError(f"{path}, line {number}: {len(fields)} of 5 fields, or no end of line; download the file again")
+        raise ValueError(f"{path}, line {number}: {len(fields)} of 5 fields, or no end; download the file again")
     label, _, _, *texts = fields
     if label not in LABELS or not all(texts):
         raise ValueError(f"{path}, line {number}: the label is {label[:20]!r}, or a text is empty")
