@@ -133,7 +133,7 @@ def generate(folder: pathlib.Path, seed: int, limits: Limits, total: int) -> Exp
 def _file(folder: pathlib.Path, i: int, seed: int, limits: Limits) -> Expressions:
     path = folder / f"{i:05d}.npz"
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return Expressions(**arrays)
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
         part = expressions(seed, i * ATTEMPTS, ATTEMPTS, limits)
