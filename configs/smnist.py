@@ -45,7 +45,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.seed = 0
     config.published = {"metric": "accuracy", "value": value, "source": source}
     config.next = ""
-    config.task = {"name": "smnist", "source": "mnist_5k", "data_dir": ""}
+    config.task = {"name": "smnist", "source": "mnist_5k", "data_dir": "", "resident": "auto"}
     config.model = {
         "pattern": model,
         "mixers": {model: MIXERS[model] | {"state_size": STATE_SIZE[size]}},

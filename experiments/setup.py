@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments import checkpoint, optimizer, steps, tasks
+from experiments.tasks import resident
 from experiments.tasks.base import Batch, Task
 from experiments.workdir import Workdir
 from ssm import naming
@@ -42,7 +43,9 @@ def prepare(config: ConfigDict) -> Setup:
     """Raises ValueError with one line for a config that cannot be run."""
     check_fields(config)
     whole, split = shardings(config)
-    task = tasks.load(config.task.to_dict())
+    options = config.task.to_dict()
+    residence = options.pop("resident", "auto")
+    task = tasks.load(options)
     model = build_model(config.model.to_dict(), task)
     per_epoch = task.examples("train") / config.batch_size
     total = optimizer.duration(config, "train", per_epoch)
@@ -57,7 +60,7 @@ def prepare(config: ConfigDict) -> Setup:
     tx = optimizer.build(options, rows, factor)
     shapes = jax.eval_shape(functools.partial(steps.new_state, tx), *variables)
     return Setup(
-        task=task,
+        task=resident.placed(task, residence, whole),
         model=model,
         optimizer=tx,
         rows=rows,
@@ -66,10 +69,15 @@ def prepare(config: ConfigDict) -> Setup:
         checkpoint_every=optimizer.duration(config, "checkpoint_every", per_epoch, total) or total,
         epochs=total / per_epoch,
         whole=whole,
-        place=functools.partial(jax.device_put, device=split),
+        place=functools.partial(place, split),
         new_state=jax.jit(lambda: steps.new_state(tx, *init()), out_shardings=whole),
         like=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes),
     )
+
+
+def place(split: NamedSharding, batch: Batch) -> Batch:
+    """The batch on the devices, cut along the first axis; what lies there already stays where it is."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x, split), batch)
 
 
 def restore(run: Workdir) -> tuple[Setup, int, steps.TrainState]:

@@ -103,8 +103,10 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         if step % config.log_every_steps == 0 or step == total:
             steps.check(summary.health, names)
             means = metrics.means([summary.sums], task.metric, task.classes)
-            speed = {"tokens_per_second": round(tokens / s)} if (s := chrono.interval()) else {}
-            log({"step": step, **means, "gradient_norm": float(summary.gradient_norm), **speed})
+            line = {"step": step, **means, "gradient_norm": float(summary.gradient_norm)}
+            if timed := chrono.interval():
+                line |= {"tokens_per_second": round(tokens / timed[0]), "waiting_percent": round(timed[1], 2)}
+            log(line)
 
     # ------------------------------------------------------------------ loop
     # The order matters: evaluate and save the old state; only then take a batch and dispatch the next
@@ -138,7 +140,9 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
             if stopping:
                 break
 
-            state, summary = train_step(state, ready.place(next(batches)))
+            with chrono.waiting():
+                batch = ready.place(next(batches))
+            state, summary = train_step(state, batch)
             step += 1
             if pending:
                 account(*pending)

@@ -9,8 +9,7 @@ Presets are MODEL,SIZE in any order; s5,fast where nothing is said. The second c
     SIZE   fast   bfloat16, batches of 128, 32 epochs; 2,500 training reviews are held back to choose by
            paper  the published hyperparameters, on all training reviews; the figure is that of the last epoch
            smoke  four steps of a tiny model
-The reviews are downloaded by TFDS. Of a copy here, the folder or the packed file:
-    --config.task.source=aclImdb --config.task.data_dir=PATH
+The reviews are downloaded by TFDS. Of a copy here, the folder or the packed file: --config.task.data_dir=PATH
 
 Published, in percent: S4 86.82, S4D 87.34, S5 89.31, LRU 89.4; a causal Mamba, as others report it, 82.98. The papers
 of the S4 line have no validation split here: they quote the best test accuracy of a run. They read characters, of which
@@ -60,7 +59,7 @@ RECIPES = {
 
 def get_config(preset: str = "") -> ConfigDict:
     model, size = choose(preset, model=lra.MODELS, size=lra.SIZES)
-    task = {"name": "text", "source": "tfds", "data_dir": "", "length": 4096, "validation": 0}
+    task = {"name": "text", "data_dir": "", "length": 4096, "validation": 0}
     config = lra.base(model, size, task, RECIPES[model], PUBLISHED, length=4096)
     if size == "fast":
         config.task.validation = 2500

@@ -7,6 +7,7 @@ quotes are part of a text. A token is a byte; 0 is in no text and pads. What is 
 
 import dataclasses
 import pathlib
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,7 +34,16 @@ class Options:
         data = {split: read_tsv(folder / file, self.length) for split, file in FILES.items()}
         sizes = ", ".join(f"{len(part.targets):,} {split}" for split, part in data.items())
         source = f"pairs of papers of the ACL Anthology as bytes, {folder} ({sizes})"
-        return ArrayTask("token", 256, 2, source, data, kind="retrieval")
+        return PairTask("token", 256, 2, source, data)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairTask(ArrayTask):
+    """Inputs (b, 2, l) and lengths (b, 2)."""
+
+    STORED: ClassVar = {"token": ("iu", (3,))}
+
+    kind: str = "retrieval"
 
 
 def read_tsv(path: pathlib.Path, length: int) -> Examples:

@@ -160,7 +160,10 @@ def test_the_benchmarks_files(release):
         (f"Source\tTarget\n{ROW}\n{ROW}\n{ROW[:-1]}", "line 4: no expression with its value"),
         (f"Source\tTarget\n{ROW}\n{ROW}\n", "2 expressions, the release has 3; download it again"),
         (f"{ROW}\n{ROW}\n{ROW}\n", "the first line is not 'Source' and 'Target'"),
-        (f"Source\tTarget\n{ROW}\n{ROW.replace('MAX', 'FIRST')}\n{ROW}\n", "line 3: .* is not an expression of ListOps"),
+        (
+            f"Source\tTarget\n{ROW}\n{ROW.replace('MAX', 'FIRST')}\n{ROW}\n",
+            "line 3: .* is not an expression of ListOps",
+        ),
         (None, "cannot be read: No such file"),
     ],
 )
