@@ -96,11 +96,12 @@ def restore(run: Workdir) -> tuple[Setup, int, steps.TrainState]:
 
 def build_model(options: Mapping[str, Any], task: Task) -> nn.Module:
     """The model of `config.model`, with the ends that the task needs."""
-    from ssm import language_model, models
+    from ssm import language_model, models, two_towers
 
     ends = {"encoder": task.encoder, "input_size": task.input_size, "classes": task.classes}
     kinds = {
         "classification": (models.SequenceClassifier, ends),
+        "retrieval": (two_towers.PairClassifier, ends),
         "language_model": (language_model.LanguageModel, {"vocabulary": task.input_size}),
     }
     if task.kind not in kinds:

@@ -1,9 +1,10 @@
 """What a task is, and the task whose examples lie in memory as arrays.
 
 A batch is a dict of arrays:
-    inputs   image: uint8 (b, height, width, channels); continuous: float32 (b, l, channels); token: int32 (b, l)
-    targets  int32: (b,) for "classification", (b, l) for "language_model": a token for every position
-    lengths  int32 (b,), optional: the positions of each example that count
+    inputs   image: uint8 (b, height, width, channels); continuous: float32 (b, l, channels); token: int32 (b, l),
+             uint8 until `preprocess` where that holds them; (b, 2, l) for "retrieval", two documents
+    targets  int32: (b,), for "language_model" (b, l): a token for every position
+    lengths  int32 (b,), (b, 2) for "retrieval", optional: the positions of each example that count
     weights  float32, shaped as targets, optional: 0 leaves an entry out of loss and metric, 1 scores it
     segments int32 (b, l), optional, for "language_model": which document each token belongs to
 """
@@ -24,7 +25,7 @@ Batch = Mapping[str, np.ndarray]
 class Task(Protocol):
     """A data set and how batches come from it. All of it is a pure function of (seed, step)."""
 
-    kind: str  # "classification" | "language_model"
+    kind: str  # "classification" | "retrieval" | "language_model"
     metric: str  # a name in `experiments.metrics.METRICS`
     encoder: str  # "image" | "continuous" | "token"
     input_size: int  # channels, or size of the vocabulary
@@ -68,7 +69,7 @@ class Examples:
 class ArrayTask:
     """A task held in memory. Raises ValueError for examples that are not what they say."""
 
-    STORED: ClassVar = {"image": ("uf", (4,)), "continuous": ("f", (3,)), "token": ("i", (2,))}  # kinds and ranks
+    STORED: ClassVar = {"image": ("uf", (4,)), "continuous": ("f", (3,)), "token": ("iu", (2,))}  # kinds and ranks
 
     encoder: str
     input_size: int
@@ -106,7 +107,7 @@ class ArrayTask:
             yield self.data[split].take(index) | {"weights": weights}
 
     def preprocess(self, batch: Batch, key: jax.Array, train: bool) -> Batch:
-        return batch
+        return batch | {"inputs": batch["inputs"].astype(jnp.int32)} if self.encoder == "token" else batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,9 +177,10 @@ def _check(task: ArrayTask, split: str, examples: Examples) -> None:
     kinds, ranks = task.STORED[task.encoder]
     if inputs.ndim not in ranks or inputs.dtype.kind not in kinds:
         raise ValueError(f"{where}: inputs of {inputs.dtype}{list(inputs.shape)} are no {task.encoder} inputs")
-    if inputs.ndim > 2 and inputs.shape[-1] != task.input_size:
+    if task.encoder != "token" and inputs.shape[-1] != task.input_size:
         raise ValueError(f"{where}: inputs have {inputs.shape[-1]} channels, the task {task.input_size}")
-    ranges = {"targets": (targets, 0, task.classes - 1), "lengths": (lengths, 1, inputs.shape[1])}
+    longest = inputs.shape[-1 if task.encoder == "token" else 1]
+    ranges = {"targets": (targets, 0, task.classes - 1), "lengths": (lengths, 1, longest)}
     if task.encoder == "token":
         ranges["inputs"] = (inputs, 0, task.input_size - 1)
     for name, (values, low, high) in ranges.items():
