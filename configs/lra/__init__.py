@@ -77,6 +77,7 @@ S5_GROUPS = {
     "standard, dt global": ("A_|B/", ""),
     "B and C decay": ("A_|log_dt", "B/"),
     "B fast and C decay": ("A_|log_dt", ""),
+    "no decay": ("A_|B/|C|D|log_dt", ""),
 }  # what is slow and does not decay, and what is slow and decays; the rest is neither
 
 
@@ -188,7 +189,7 @@ def base(
     value = 0.0 if size == "smoke" else published.get(model, 0.0)
     config.published = {"metric": "accuracy", "value": value, "source": SOURCES[model] if value else ""}
     config.next = ""
-    config.task = dict(task)
+    config.task = {**task, "resident": "auto"}
     config.model = {
         "pattern": model,
         "mixers": {model: recipe["mixer"] | ({"length": length} if model == "s4" else {})},
