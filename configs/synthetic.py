@@ -58,6 +58,7 @@ def base(preset: str, task: Mapping[str, Any], pattern: str, *, depth: int) -> C
     config.eval_piece_tokens = 0  # sequences of more tokens are evaluated in pieces of so many; 0: whole
     config.time_limit_minutes = 0.0  # 0: none
     config.devices = 1
+    config.replicas = {}  # learning_rates and seeds that train together: see experiments/replicas.py; {}: one run
     return config
 
 

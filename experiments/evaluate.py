@@ -1,9 +1,10 @@
 """Evaluates the checkpoint behind a run's figure, or the newest one of a run that is not finished.
 
-python -m experiments.evaluate runs/smnist --split test
+    python -m experiments.evaluate runs/smnist --split test
 
---config.FIELD=VALUE sets a field of the run's config anew: with --config.task.rate=8000 and
---config.model.mixers.s4d.step_scale=2 a model of waveforms at 16 kHz is tried on every second sample.
+Of a run with replicas it is the best one's. --config.FIELD=VALUE sets a field of the run's config anew: with
+--config.task.rate=8000 and --config.model.mixers.s4d.step_scale=2 a model of waveforms at 16 kHz is tried on every
+second sample.
 """
 
 import argparse
@@ -11,7 +12,6 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import jax
 from ml_collections import ConfigDict
 
 from experiments import commandline, records, setup, steps
@@ -24,9 +24,11 @@ def evaluate(run: Workdir, split: str) -> dict:
     ready, step, state = setup.restore(run)
     if split not in ready.task.splits:
         raise naming.unknown("split", split, ready.task.splits)
-    eval_step = jax.jit(steps.eval_step(ready.model, ready.task, run.config.get("eval_piece_tokens", 0)))
-    figures = steps.evaluate_split(eval_step, state, ready.task, split, run.config["eval_batch_size"], ready.place)
-    return {"step": step, **figures}
+    program, size = ready.program, run.config["eval_batch_size"]
+    figures = steps.evaluate_split(
+        program.eval_step, state, split, task=ready.task, batch_size=size, place=program.place
+    )
+    return program.line(step, {f"{split}/": figures}, state.health)
 
 
 def main(argv: Sequence[str]) -> int:
