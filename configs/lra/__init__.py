@@ -188,7 +188,7 @@ def base(
     value = 0.0 if size == "smoke" else published.get(model, 0.0)
     config.published = {"metric": "accuracy", "value": value, "source": SOURCES[model] if value else ""}
     config.next = ""
-    config.task = dict(task)
+    config.task = {**task, "resident": "auto"}
     config.model = {
         "pattern": model,
         "mixers": {model: recipe["mixer"] | ({"length": length} if model == "s4" else {})},
