@@ -17,6 +17,7 @@ import numpy as np
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 VOCABULARY = ("<pad>", *"0123456789", *OPERATORS, "]")
 DIGIT, OPERATOR, CLOSE = (VOCABULARY.index(token) for token in ("0", "[MIN", "]"))
+SIZES = {"train": 96_000, "validation": 2_000, "test": 2_000}  # of the benchmark
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
