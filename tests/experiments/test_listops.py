@@ -45,10 +45,11 @@ def split(part: Expressions) -> list[list[str]]:
     return [[VOCABULARY[t] for t in row] for row in np.split(part.tokens, np.cumsum(part.lengths)[:-1])]
 
 
-def test_expressions_are_those_of_the_recursion():
-    expected = [drawn(child(mixed(7), k), 1, SMALL) for k in range(100, 700)]
-    expected = [(tokens, value) for tokens, value in expected if 4 < len(tokens) < 40]
-    part = expressions(7, 100, 600, SMALL)
+@pytest.mark.parametrize("limits", [SMALL, Limits(2, 14, 10, 3)], ids=["all depths", "not all depths"])
+def test_expressions_are_those_of_the_recursion(limits):
+    expected = [drawn(child(mixed(7), k), 1, limits) for k in range(100, 700)]
+    expected = [(t, value) for t, value in expected if limits.min_length < len(t) < limits.max_length]
+    part = expressions(7, 100, 600, limits)
     assert len(expected) > 60 and list(zip(split(part), part.values.tolist(), strict=True)) == expected
 
 

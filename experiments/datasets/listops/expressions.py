@@ -96,9 +96,10 @@ def _written(levels: list[Level]) -> Expressions:
         node = level.arguments > 0
         tokens[place] = np.where(node, OPERATOR + level.operator, DIGIT + level.digit)
         tokens[place[node] + size[node] - 1] = CLOSE
-        if node.any():
-            before, arguments = _starts(sizes[depth + 1]), level.arguments[node]
-            place = np.repeat(place[node] + 1 - before[_starts(arguments)], arguments) + before
+        if not node.any():
+            break
+        before, arguments = _starts(sizes[depth + 1]), level.arguments[node]
+        place = np.repeat(place[node] + 1 - before[_starts(arguments)], arguments) + before
     return Expressions(tokens, sizes[0].astype(np.int32), values[0].astype(np.uint8))
 
 
