@@ -1,4 +1,4 @@
-"""ListOps: the value of a nested expression of 500 to 2,000 tokens (Long Range Arena, arXiv:2011.04006, section 2.1).
+"""ListOps: the value of a nested expression of 500 to 2,000 tokens (Long Range Arena, arXiv:2011.04006, section 2.2).
 
 Sources (`config.task.source`):
     generated    drawn from `seed` as the benchmark's were, by `experiments.datasets.listops`, and kept in a
@@ -79,6 +79,9 @@ class Options:
 
 
 def padded_examples(part: Expressions, length: int) -> Examples:
+    """Inputs uint8 (n, length), zeros behind. Raises ValueError where an expression is longer."""
+    if part.lengths.max() > length:
+        raise ValueError(f"task listops: length={length} is too short for an expression of {part.lengths.max()} tokens")
     inputs = np.zeros((len(part.lengths), length), np.uint8)
     inputs[np.arange(length) < part.lengths[:, None]] = part.tokens
     return Examples(inputs, part.values.astype(np.int32), part.lengths)

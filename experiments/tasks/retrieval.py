@@ -1,4 +1,4 @@
-"""Retrieval: whether one paper of the ACL Anthology cites another, read byte by byte (arXiv:2011.04006, section 2.3).
+"""Retrieval: whether one paper of the ACL Anthology cites another, read byte by byte (arXiv:2011.04006, section 2.2).
 
 The benchmark's files, new_aan_pairs.{train,eval,test}.tsv, lie in data_dir or in its tsv_data: 147,086 pairs to train
 on, 18,090 to validate and 17,437 to test. A row is a label, 0.0 or 1.0, two names and two texts, between tabs, and

@@ -193,6 +193,11 @@ def test_damaged_files_are_named(release, text, message):
         tasks.load({"name": "listops", "source": "lra_release", "data_dir": str(release.parent)})
 
 
+def test_an_expression_longer_than_the_length(release):
+    with pytest.raises(ValueError, match="length=7 is too short for an expression of 8 tokens"):
+        tasks.load({"name": "listops", "source": "lra_release", "data_dir": str(release.parent), "length": 7})
+
+
 def test_the_outer_folder_of_the_release(release):
     outer = release.parent.parent
     with pytest.raises(ValueError, match=f"data_dir is the inner lra_release; use data_dir='{outer}/lra_release'"):

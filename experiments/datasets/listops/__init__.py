@@ -1,4 +1,4 @@
-"""ListOps of Long Range Arena (arXiv:2011.04006, section 2.1), drawn from a seed.
+"""ListOps of Long Range Arena (arXiv:2011.04006, section 2.2), drawn from a seed.
 
 expressions.py  one seed's expressions, a pure function of its number
 files.py        so many of them in a folder, on all cores

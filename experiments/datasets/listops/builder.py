@@ -1,8 +1,10 @@
 """ListOps as a data set of TensorFlow Datasets, made and read without TensorFlow.
 
-builder = ListOps(data_dir=DIR)
-builder.download_and_prepare()
-builder.as_data_source("train")[0]  # {"tokens": uint8 (l,), "value": int32}
+    builder = ListOps(data_dir=DIR)
+    builder.download_and_prepare()
+    builder.as_data_source("train")[0]  # {"tokens": uint8 (l,), "value": int32}
+
+Of another seed or size: ListOps(config=Config(name="seed1", seed=1), data_dir=DIR).
 """
 
 import dataclasses

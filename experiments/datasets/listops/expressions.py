@@ -1,6 +1,6 @@
 """Expressions of ListOps, drawn from a seed: `[MAX 2 9 [MIN 4 7 ] 0 ]`, whose value is 9.
 
-The grammar is Long Range Arena's (arXiv:2011.04006, section 2.1; its generator, lra_benchmarks/data/listops.py): at a
+The grammar is Long Range Arena's (arXiv:2011.04006, section 2.2; its generator, lra_benchmarks/data/listops.py): at a
 depth below max_depth an expression is an operator with probability 1/4 and a digit otherwise, below that a digit;
 an operator has 2 to max_args arguments. MIN, MAX, MED (the median, rounded down) and SM (the sum modulo 10) are
 equally likely, as are the digits. Kept are expressions of more than min_length and fewer than max_length tokens, where
