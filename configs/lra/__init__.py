@@ -77,6 +77,7 @@ S5_GROUPS = {
     "standard, dt global": ("A_|B/", ""),
     "B and C decay": ("A_|log_dt", "B/"),
     "B fast and C decay": ("A_|log_dt", ""),
+    "no decay": ("A_|B/|C|D|log_dt", ""),
 }  # what is slow and does not decay, and what is slow and decays; the rest is neither
 
 

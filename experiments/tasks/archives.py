@@ -13,19 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 
 
-def download(title: str, urls: Mapping[str, str], data_dir: str, remedy: str) -> dict[str, pathlib.Path]:
+def download(
+    title: str, remedy: str, *, urls: Mapping[str, str] | None = None, data_dir: str = ""
+) -> dict[str, pathlib.Path]:
     """The files at urls that TFDS knows of its data set `title`, checked; it needs no TensorFlow for that.
 
-    data_dir: TFDS's folder, "" for the usual one. Raises ValueError with the remedy where they cannot be had.
+    urls: by any names; None: all that it knows, by themselves. data_dir: TFDS's folder, "" for the usual one.
+    Raises ValueError with the remedy where they cannot be had.
     """
     folder = pathlib.Path(data_dir or "~/tensorflow_datasets").expanduser()
     try:
         import tensorflow_datasets as tfds
 
-        manager = tfds.download.DownloadManager(
-            download_dir=folder / "downloads", url_infos=tfds.builder_cls(title).url_infos, dataset_name=title
-        )
-        return {name: pathlib.Path(path) for name, path in manager.download(dict(urls)).items()}
+        known = tfds.builder_cls(title).url_infos
+        manager = tfds.download.DownloadManager(download_dir=folder / "downloads", url_infos=known, dataset_name=title)
+        urls = {url: url for url in known} if urls is None else dict(urls)
+        return {name: pathlib.Path(path) for name, path in manager.download(urls).items()}
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error)[:120]}"
         raise ValueError(f"{title} cannot be downloaded by TFDS ({reason}); {remedy}") from error

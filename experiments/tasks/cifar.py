@@ -25,7 +25,6 @@ SIZES = {"train": 50_000, "test": 10_000}
 VALIDATION_SEED = 42
 ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "cifar10_jpg_q75.tgz")
 KEPT = "cifar10-arrays.npz"
-URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 REMEDY = "the official files are cifar-10-binary.tar.gz and cifar-10-python.tar.gz, packed or not"
 STANDARD = {  # of pixels from 0 to 1, mean and standard deviation of each channel, as the S4 line has them
     "image": ((122.6 / 255,), (61.0 / 255,)),
@@ -49,7 +48,7 @@ class Options:
         if self.data_dir:
             path = archives.locate(self.data_dir, ARCHIVES, REMEDY)
         else:
-            path = archives.download("cifar10", {"archive": URL}, "", f"name data_dir: {REMEDY}")["archive"]
+            (path,) = archives.download("cifar10", f"name data_dir: {REMEDY}").values()
         arrays = archives.kept(path, KEPT, lambda: read(path))
         form = str(arrays.pop("form"))
         images = {split: grey(x) if self.name == "image" else x for split, x in arrays.items() if split in SIZES}

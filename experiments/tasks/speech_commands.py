@@ -35,8 +35,8 @@ class Options:
         if self.data_dir:
             path = archives.locate(self.data_dir, ARCHIVES, REMEDY)
         else:
-            remedy = f"name data_dir: {REMEDY}"
-            path = archives.download("speech_commands", {"archive": URL}, "", remedy)["archive"]
+            urls = {"archive": URL}
+            path = archives.download("speech_commands", f"name data_dir: {REMEDY}", urls=urls)["archive"]
         title, splits = f"Speech Commands from {path}", read(path)
         return audio.task(title, splits, classes=len(WORDS), full_rate=RATE, rate=self.rate, length=LENGTH)
 

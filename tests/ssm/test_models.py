@@ -176,6 +176,30 @@ def test_bfloat16_activations_give_float32_logits(rng):
     assert 0 < np.abs(out - model.apply(variables, x)).max() < 0.1
 
 
+def test_training_in_bfloat16_rounds_activations_alone(rng):
+    """What a block gives on is bfloat16; gradients, batch statistics and what makes them stay float32."""
+    model, variables, x = start(rng, norm="batch", momentum=0.5, depth=1, dtype="bfloat16")
+    x = x + 50  # where the mean of squares less the squared mean, in bfloat16, is all wrong
+
+    def train(params):
+        kept = dict(train=True, mutable=["batch_stats", "intermediates"], capture_intermediates=True)
+        logits, updated = model.apply(variables | {"params": params}, x, LENGTHS, **kept)
+        return -jnp.mean(jax.nn.log_softmax(logits)[:, 0]), (logits, updated)
+
+    (loss, (logits, updated)), gradient = jax.jit(jax.value_and_grad(train, has_aux=True))(variables["params"])
+    kept = (loss, logits, gradient, updated["batch_stats"], variables["params"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+    seen = updated["intermediates"]
+    block = seen["block_0"]
+    assert block["__call__"][0].dtype == block["mixer"]["__call__"][0][0].dtype == jnp.bfloat16
+    assert block["norm"]["batch"]["__call__"][0].dtype == jnp.float32
+    real = np.arange(12)[None] < np.asarray(LENGTHS)[:, None]
+    inputs = np.asarray(seen["encoder"]["__call__"][0], np.float64)[real]
+    statistics = updated["batch_stats"]["block_0"]["norm"]["batch"]
+    assert_close(statistics["mean"], 0.5 * inputs.mean(0), scale=100)
+    np.testing.assert_allclose(statistics["var"], 0.5 + 0.5 * inputs.var(0), rtol=1e-3)
+
+
 def test_patterns_repeat():
     assert layers("s4d s4d s5", 5) == ["s4d", "s4d", "s5", "s4d", "s4d"]
 
