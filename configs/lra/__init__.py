@@ -3,16 +3,16 @@
 A recipe is one row of a paper's table of hyperparameters:
     s4     the authors' repository, configs/experiment/lra/s4-*.yaml, its version of 2023 (after arXiv:2206.12037)
     s4d    the same of 2022, as arXiv:2206.11893 has it, with S4D-Inv's eigenvalues
-    s5     the authors' repository, bin/run_experiments/*.sh (arXiv:2208.04933, appendix G)
+    s5     the authors' repository, bin/run_experiments/*.sh (arXiv:2208.04933)
     lru    arXiv:2303.06349, table 9; it sweeps the learning rate and does not give it: S5's is taken
     mamba, mamba2, mamba3
            no paper's: rows that are new here, of two mixers, one of which reads backwards; depth, width, learning rate,
-           batch and weight decay are those of B2S6's blocks (arXiv:2505.07081), which are bidirectional Mamba's
+           batch and weight decay are those of B2S6's blocks (arXiv:2505.09022), which are bidirectional Mamba's
 All use AdamW and a cosine after a warm-up, and train A, B and dt apart: at a lower rate and without weight decay.
 
 SIZE fast is `paper` with activations in bfloat16, where parameters, states and decays of the SSM stay float32; a batch
-that fills a large GPU; and fewer epochs in return. Its learning rates are the paper's. SIZE smoke is four steps of a
-tiny model.
+of 100,000 to 500,000 tokens, which fills a large GPU; and fewer epochs, for minutes rather than days. Its learning
+rates are the paper's, with a warm-up over a tenth of the steps. SIZE smoke is four steps of a tiny model.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Image: CIFAR-10 in grey, pixel by pixel, 1,024 steps, 10 classes (Long Range Arena, arXiv:2011.04006, section 2.4).
+"""Image: CIFAR-10 in grey, pixel by pixel, 1,024 steps, 10 classes (Long Range Arena, arXiv:2011.04006, section 2.2).
 
     python -m experiments.train --config=configs/lra/image.py:s5,fast --workdir=runs/image
     python -m experiments.sweep --config=configs/lra/image.py:fast --workdir=runs/image-all

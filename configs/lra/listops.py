@@ -1,4 +1,4 @@
-"""ListOps: the value of a nested expression, 500 to 2,000 tokens (Long Range Arena, arXiv:2011.04006, section 2.1).
+"""ListOps: the value of a nested expression, 500 to 2,000 tokens (Long Range Arena, arXiv:2011.04006, section 2.2).
 
     python -m experiments.train --config=configs/lra/listops.py:s5,fast --workdir=runs/listops
     python -m experiments.sweep --config=configs/lra/listops.py:fast --workdir=runs/listops-all

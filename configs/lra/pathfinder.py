@@ -1,4 +1,4 @@
-"""Pathfinder: whether two marked points are joined by a dashed path, 32 x 32 pixels (arXiv:2011.04006, section 2.5).
+"""Pathfinder: whether two marked points are joined by a dashed path, 32 x 32 pixels (arXiv:2011.04006, section 2.2).
 
     python -m experiments.train --config=configs/lra/pathfinder.py:s5,fast --workdir=runs/pathfinder
     python -m experiments.sweep --config=configs/lra/pathfinder.py:fast --workdir=runs/pathfinder-all

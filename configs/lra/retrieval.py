@@ -1,4 +1,4 @@
-"""Retrieval: whether one paper cites another, two texts of 4,000 bytes (arXiv:2011.04006, section 2.3).
+"""Retrieval: whether one paper cites another, two texts of 4,000 bytes (arXiv:2011.04006, section 2.2).
 
     python -m experiments.train --config=configs/lra/retrieval.py:s5,fast --workdir=runs/retrieval
     python -m experiments.sweep --config=configs/lra/retrieval.py:fast --workdir=runs/retrieval-all
@@ -6,7 +6,7 @@
 Presets are MODEL,SIZE in any order; s5,fast where nothing is said. The second command trains every model.
     MODEL  s5 lru s4 s4d        the papers' models
            mamba mamba2 mamba3  new rows: one mixer forward and one backward
-    SIZE   fast   bfloat16, batches of 128 pairs, 15 epochs: see configs/lra/__init__.py
+    SIZE   fast   bfloat16, batches of 64 pairs, 15 epochs: see configs/lra/__init__.py
            paper  the published hyperparameters
            smoke  four steps of a tiny model
 The pairs are in the benchmark's release, and nowhere else: --config.task.data_dir=DIR/lra_release/lra_release, or the
@@ -60,7 +60,7 @@ def get_config(preset: str = "") -> ConfigDict:
     task = {"name": "retrieval", "data_dir": "data/lra_release/lra_release", "length": 4000}
     config = lra.base(model, size, task, RECIPES[model], PUBLISHED, length=4000)
     if size == "fast":
-        lra.fast(config, batch_size=128, epochs=15.0)
+        lra.fast(config, batch_size=64, epochs=15.0)
     elif size == "smoke":
         lra.smoke(config, length=64)
     return config

@@ -184,7 +184,7 @@ def _check(task: ArrayTask, split: str, examples: Examples) -> None:
     if task.encoder == "token":
         ranges["inputs"] = (inputs, 0, task.input_size - 1)
     for name, (values, low, high) in ranges.items():
-        if values is not None:
+        if values is not None and (values.min() < low or values.max() > high):
             _first(f"{where}: {name} must be in {low}..{high}", values, (values < low) | (values > high))
     if inputs.dtype.kind == "f":
         _first(f"{where}: inputs must be finite", inputs, ~np.isfinite(inputs))

@@ -1,7 +1,7 @@
-"""ListOps: the value of a nested expression of 500 to 2,000 tokens (Long Range Arena, arXiv:2011.04006, section 2.1).
+"""ListOps: the value of a nested expression of 500 to 2,000 tokens (Long Range Arena, arXiv:2011.04006, section 2.2).
 
 Sources (`config.task.source`):
-    generated    drawn from `seed` as the benchmark's were, by `experiments.tasks.listops_generator`, and kept in a
+    generated    drawn from `seed` as the benchmark's were, by `experiments.datasets.listops`, and kept in a
                  folder of data_dir; a generation that was stopped goes on where it was. Not the benchmark's own
                  examples: their seed is not known.
     lra_release  the benchmark's files, listops-1000/basic_{train,val,test}.tsv in data_dir, which is the inner of the
@@ -11,24 +11,17 @@ files have say nothing more and are left out, as the S4 line does. It also ends 
 """
 
 import dataclasses
-import itertools
-import os
 import pathlib
-import shutil
-import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from experiments.datasets.listops import files
+from experiments.datasets.listops.expressions import CLOSE, DIGIT, OPERATORS, SIZES, VOCABULARY, Expressions, Limits
 from experiments.tasks.base import ArrayTask, Examples
-from experiments.tasks.listops_generator import CLOSE, DIGIT, OPERATORS, VOCABULARY, Expressions, Limits, expressions
 from ssm import naming
 
-ATTEMPTS = 2**15  # in one file: about 2,600 expressions of the benchmark's lengths
-SPLITS = ("train", "validation", "test")
-FILES = dict(zip(SPLITS, ("basic_train.tsv", "basic_val.tsv", "basic_test.tsv"), strict=True))
-RELEASED = dict(zip(SPLITS, (96_000, 2_000, 2_000), strict=True))
+FILES = dict(zip(SIZES, ("basic_train.tsv", "basic_val.tsv", "basic_test.tsv"), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Options:
     source: str = "generated"
     data_dir: str = "data"
     length: int = 2048
-    examples: tuple[int, int, int] = tuple(RELEASED.values())
+    examples: tuple[int, int, int] = tuple(SIZES.values())
     seed: int = 0
     min_length: int = 500
     max_length: int = 2000
@@ -57,13 +50,9 @@ class Options:
 
     def _generated(self) -> tuple[str, dict[str, Expressions]]:
         limits = self._limits()
-        folder = pathlib.Path(self.data_dir).expanduser() / f"listops-v1-seed{self.seed}"
-        if limits != Limits():
-            folder = folder.with_name("-".join((folder.name, *map(str, limits))))
-        pool = generate(folder, self.seed, limits, sum(self.examples))
-        ends = np.cumsum(self.examples)
-        parts = (taken(pool, end - count, end) for count, end in zip(self.examples, ends, strict=True))
-        return f"seed {self.seed} in {folder}", dict(zip(SPLITS, parts, strict=True))
+        folder = pathlib.Path(self.data_dir).expanduser() / files.folder_name(self.seed, limits)
+        pool = files.generate(folder, self.seed, limits, sum(self.examples))
+        return f"seed {self.seed} in {folder}", dict(zip(SIZES, files.split(pool, self.examples), strict=True))
 
     def _limits(self) -> Limits:
         limits = Limits(self.min_length, self.max_length, self.max_depth, self.max_args)
@@ -86,74 +75,16 @@ class Options:
             inner = folder.parent / "lra_release"
             hint = f"; use data_dir={str(inner)!r}" if (inner / folder.name).is_dir() else ""
             raise ValueError(f"task listops: {folder} is not a folder; data_dir is the inner lra_release{hint}")
-        return str(folder), {split: read_tsv(folder / file, RELEASED[split]) for split, file in FILES.items()}
+        return str(folder), {split: read_tsv(folder / file, SIZES[split]) for split, file in FILES.items()}
 
 
 def padded_examples(part: Expressions, length: int) -> Examples:
+    """Inputs uint8 (n, length), zeros behind. Raises ValueError where an expression is longer."""
+    if part.lengths.max() > length:
+        raise ValueError(f"task listops: length={length} is too short for an expression of {part.lengths.max()} tokens")
     inputs = np.zeros((len(part.lengths), length), np.uint8)
     inputs[np.arange(length) < part.lengths[:, None]] = part.tokens
     return Examples(inputs, part.values.astype(np.int32), part.lengths)
-
-
-def taken(part: Expressions, start: int, end: int) -> Expressions:
-    ends = np.cumsum(part.lengths)
-    first, last = (int(ends[i - 1]) if i else 0 for i in (start, end))
-    return Expressions(part.tokens[first:last], part.lengths[start:end], part.values[start:end])
-
-
-# Generated -----------------------------------------------------------------------------------------
-
-
-def generate(folder: pathlib.Path, seed: int, limits: Limits, total: int) -> Expressions:
-    """The seed's first `total` expressions, from the folder's files; those that are missing or damaged are made.
-
-    File i holds what attempts i ATTEMPTS, ... of the seed gave. Raises ValueError where the disk is too full, or no
-    expression is within the limits.
-    """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    workers = os.cpu_count() or 1
-    parts, count = [], 0
-    _check_space(folder, total * (limits.min_length + limits.max_length) // 2)
-    with ThreadPoolExecutor(workers) as pool, Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"generating {folder.name}", total=total)
-        for first in itertools.count(step=workers):
-            if count >= total:
-                break
-            for part in pool.map(lambda i: _file(folder, i, seed, limits), range(first, first + workers)):
-                parts.append(part)
-                count += len(part.lengths)
-                progress.update(bar, completed=count)
-            if not count:
-                raise ValueError(f"task listops: {workers * ATTEMPTS:,} attempts gave no expression within {limits}")
-    return taken(Expressions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))), 0, total)
-
-
-def _file(folder: pathlib.Path, i: int, seed: int, limits: Limits) -> Expressions:
-    path = folder / f"{i:05d}.npz"
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return Expressions(**arrays)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
-        part = expressions(seed, i * ATTEMPTS, ATTEMPTS, limits)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
-        np.savez(file, **part._asdict())
-    unfinished.replace(path)
-    return part
-
-
-def _check_space(folder: pathlib.Path, size: int) -> None:
-    """Raises ValueError where the folder cannot be made, or its disk has no room for `size` bytes in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"task listops: {folder} cannot be made: {error.strerror}") from error
-    missing = size - sum(file.stat().st_size for file in folder.iterdir())
-    free = shutil.disk_usage(folder).free
-    if missing > free:
-        raise ValueError(f"task listops: {folder} needs {missing / 1e6:,.0f} MB more, its disk has {free / 1e6:,.0f}")
 
 
 # The benchmark's files -----------------------------------------------------------------------------

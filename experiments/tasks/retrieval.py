@@ -1,4 +1,4 @@
-"""Retrieval: whether one paper of the ACL Anthology cites another, read byte by byte (arXiv:2011.04006, section 2.3).
+"""Retrieval: whether one paper of the ACL Anthology cites another, read byte by byte (arXiv:2011.04006, section 2.2).
 
 The benchmark's files, new_aan_pairs.{train,eval,test}.tsv, lie in data_dir or in its tsv_data: 147,086 pairs to train
 on, 18,090 to validate and 17,437 to test. A row is a label, 0.0 or 1.0, two names and two texts, between tabs, and
@@ -6,6 +6,7 @@ quotes are part of a text. A token is a byte; 0 is in no text and pads. What is 
 """
 
 import dataclasses
+import itertools
 import pathlib
 from typing import ClassVar
 
@@ -20,14 +21,15 @@ LABELS = {b"0.0": 0, b"1.0": 1, b"0": 0, b"1": 1}
 @dataclasses.dataclass(frozen=True)
 class Options:
     name: str
-    data_dir: str = "data/lra_release"
+    data_dir: str = "data/lra_release/lra_release"
     length: int = 4000
 
     def load(self) -> ArrayTask:
         folder = pathlib.Path(self.data_dir).expanduser()
         folder = folder / "tsv_data" if (folder / "tsv_data").is_dir() else folder
         if not (folder / FILES["train"]).is_file():
-            hint = next((f"; use data_dir={str(path.parent)!r}" for path in folder.glob(f"**/{FILES['train']}")), "")
+            found = itertools.chain(*(folder.glob("*/" * depth + FILES["train"]) for depth in (1, 2, 3)))
+            hint = next((f"; use data_dir={str(path.parent)!r}" for path in found), "")
             raise ValueError(f"task retrieval: {folder} has no {FILES['train']}{hint}")
         if self.length < 1:
             raise ValueError(f"task retrieval: length={self.length} must be at least 1")

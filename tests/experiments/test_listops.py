@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from experiments import tasks
-from experiments.tasks import listops, listops_generator
-from experiments.tasks.listops_generator import OPERATORS, VOCABULARY, Limits, expressions
+from experiments.datasets.listops import expressions as grammar
+from experiments.datasets.listops import files
+from experiments.datasets.listops.expressions import OPERATORS, VOCABULARY, Expressions, Limits, expressions
+from experiments.tasks import listops
 
 SMALL = Limits(min_length=4, max_length=40, max_depth=4, max_args=4)
 TASK = {"name": "listops", "length": 40, "examples": (60, 7, 5), **SMALL._asdict()}
@@ -39,14 +41,15 @@ def drawn(bits: int, depth: int, limits: Limits) -> tuple[list[str], int]:
     return [operator, *tokens, "]"], VALUES[operator]([value for _, value in children])
 
 
-def split(part: listops_generator.Expressions) -> list[list[str]]:
+def split(part: Expressions) -> list[list[str]]:
     return [[VOCABULARY[t] for t in row] for row in np.split(part.tokens, np.cumsum(part.lengths)[:-1])]
 
 
-def test_expressions_are_those_of_the_recursion():
-    expected = [drawn(child(mixed(7), k), 1, SMALL) for k in range(100, 700)]
-    expected = [(tokens, value) for tokens, value in expected if 4 < len(tokens) < 40]
-    part = expressions(7, 100, 600, SMALL)
+@pytest.mark.parametrize("limits", [SMALL, Limits(2, 14, 10, 3)], ids=["all depths", "not all depths"])
+def test_expressions_are_those_of_the_recursion(limits):
+    expected = [drawn(child(mixed(7), k), 1, limits) for k in range(100, 700)]
+    expected = [(t, value) for t, value in expected if limits.min_length < len(t) < limits.max_length]
+    part = expressions(7, 100, 600, limits)
     assert len(expected) > 60 and list(zip(split(part), part.values.tolist(), strict=True)) == expected
 
 
@@ -60,8 +63,8 @@ def test_the_benchmarks_lengths():
 
 def test_every_choice_has_its_probability():
     """Before any expression is turned down; bounds of five standard deviations."""
-    roots = listops_generator._hash(np.arange(20_000, dtype=np.uint64) * listops_generator.GOLDEN)
-    levels = listops_generator._grown(roots, Limits())
+    roots = grammar._hash(np.arange(20_000, dtype=np.uint64) * grammar.GOLDEN)
+    levels = grammar._grown(roots, Limits())
     assert len(levels) == 10 and not levels[-1].arguments.any()
     nodes = levels[:-1]
     is_operator = np.concatenate([level.arguments > 0 for level in nodes])
@@ -79,14 +82,14 @@ def near(counts, shares):
 
 def test_a_seed_gives_the_same_data_everywhere(tmp_path, monkeypatch):
     """Whatever the number of workers; and on this machine as on the first, by a hash made there."""
-    monkeypatch.setattr(listops, "ATTEMPTS", 128)
+    monkeypatch.setattr(files, "ATTEMPTS", 128)
     digests = set()
     for workers in (1, 3):
         monkeypatch.setattr(os, "cpu_count", lambda workers=workers: workers)
-        part = listops.generate(tmp_path / str(workers), 0, SMALL, 200)
+        part = files.generate(tmp_path / str(workers), 0, SMALL, 200)
         digests.add(hashlib.sha256(b"".join(array.astype("<i4").tobytes() for array in part)).hexdigest())
     assert digests == {"8c6649a6848e46213e3759d5461d63d5b118983829029e43d4d4e7c48a411b3e"}
-    assert not np.array_equal(listops.generate(tmp_path / "other", 1, SMALL, 200).values, part.values)
+    assert not np.array_equal(files.generate(tmp_path / "other", 1, SMALL, 200).values, part.values)
 
 
 def test_splits_follow_one_another_and_padding_is_behind(tmp_path):
@@ -95,7 +98,7 @@ def test_splits_follow_one_another_and_padding_is_behind(tmp_path):
     rows = np.concatenate([task.data[name].inputs for name in task.splits])
     assert [task.examples(name) for name in task.splits] == [60, 7, 5] and len({row.tobytes() for row in rows}) == 72
     pool = expressions(0, 0, 2**12, SMALL)
-    np.testing.assert_array_equal(rows[rows > 0], listops.taken(pool, 0, 72).tokens)
+    np.testing.assert_array_equal(rows[rows > 0], files.taken(pool, 0, 72).tokens)
     lengths = np.concatenate([task.data[name].lengths for name in task.splits])
     np.testing.assert_array_equal(rows > 0, np.arange(40) < lengths[:, None])
     np.testing.assert_array_equal(task.data["test"].targets, pool.values[67:72])
@@ -105,19 +108,35 @@ def test_splits_follow_one_another_and_padding_is_behind(tmp_path):
 
 def test_a_stopped_generation_goes_on(tmp_path, monkeypatch):
     """Files that are there are kept; one that is missing and one that is cut short are made again, the same."""
-    monkeypatch.setattr(listops, "ATTEMPTS", 128)
-    whole = listops.generate(tmp_path, 0, SMALL, 50)
-    files = sorted(tmp_path.iterdir())
-    before = [file.read_bytes() for file in files]
-    files[0].unlink()
-    files[1].write_bytes(before[1][:-100])
-    made = []
-    monkeypatch.setattr(listops, "expressions", lambda *a: made.append(a[1] // 128) or expressions(*a))
-    again = listops.generate(tmp_path, 0, SMALL, 50)
-    assert sorted(made) == [0, 1] and [file.read_bytes() for file in files] == before
-    assert sorted(tmp_path.iterdir()) == files
-    for name, array in again._asdict().items():
+    monkeypatch.setattr(files, "ATTEMPTS", 128)
+    whole = files.generate(tmp_path, 0, SMALL, 50)
+    made = sorted(tmp_path.iterdir())
+    before = [file.read_bytes() for file in made]
+    made[0].unlink()
+    made[1].write_bytes(before[1][:-100])
+    again = []
+    monkeypatch.setattr(files, "expressions", lambda *a: again.append(a[1] // 128) or expressions(*a))
+    same = files.generate(tmp_path, 0, SMALL, 50)
+    assert sorted(again) == [0, 1] and [file.read_bytes() for file in made] == before
+    assert sorted(tmp_path.iterdir()) == made
+    for name, array in same._asdict().items():
         np.testing.assert_array_equal(array, getattr(whole, name))
+
+
+def test_the_same_through_tfds(tmp_path):
+    """Made and read without TensorFlow."""
+    from experiments.datasets.listops.builder import Config, ListOps
+
+    config = Config(name="small", seed=3, sizes=TASK["examples"], limits=SMALL)
+    builder = ListOps(config=config, data_dir=tmp_path)
+    builder.download_and_prepare()
+    task = tasks.load(TASK | {"data_dir": str(tmp_path / "downloads"), "seed": 3})
+    for name in task.splits:
+        read = [builder.as_data_source(name)[i] for i in range(task.examples(name))]
+        rows = {(row["tokens"].tobytes(), int(row["value"])) for row in read}
+        part = task.data[name]
+        expected = zip(part.inputs, part.lengths, part.targets, strict=True)
+        assert rows == {(x[:n].tobytes(), int(y)) for x, n, y in expected}
 
 
 def test_a_disk_that_is_too_full(tmp_path, monkeypatch):
@@ -138,10 +157,10 @@ TOKENS = ["[MAX", "4", "3", "[SM", "7", "8", "]", "]"]
 
 @pytest.fixture
 def release(tmp_path, monkeypatch):
-    monkeypatch.setattr(listops, "RELEASED", {"train": 3, "validation": 2, "test": 1})
+    monkeypatch.setattr(listops, "SIZES", {"train": 3, "validation": 2, "test": 1})
     folder = tmp_path / "lra_release" / "lra_release" / "listops-1000"
     folder.mkdir(parents=True)
-    for split, count in listops.RELEASED.items():
+    for split, count in listops.SIZES.items():
         (folder / listops.FILES[split]).write_text("\r\n".join(["Source\tTarget", *[ROW] * count, ""]))
     return folder
 
@@ -172,6 +191,11 @@ def test_damaged_files_are_named(release, text, message):
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(ValueError, match=f"{path}.*{message}|{path} {message}"):
         tasks.load({"name": "listops", "source": "lra_release", "data_dir": str(release.parent)})
+
+
+def test_an_expression_longer_than_the_length(release):
+    with pytest.raises(ValueError, match="length=7 is too short for an expression of 8 tokens"):
+        tasks.load({"name": "listops", "source": "lra_release", "data_dir": str(release.parent), "length": 7})
 
 
 def test_the_outer_folder_of_the_release(release):

@@ -1,6 +1,6 @@
 """Expressions of ListOps, drawn from a seed: `[MAX 2 9 [MIN 4 7 ] 0 ]`, whose value is 9.
 
-The grammar is Long Range Arena's (arXiv:2011.04006, section 2.1; its generator, lra_benchmarks/data/listops.py): at a
+The grammar is Long Range Arena's (arXiv:2011.04006, section 2.2; its generator, lra_benchmarks/data/listops.py): at a
 depth below max_depth an expression is an operator with probability 1/4 and a digit otherwise, below that a digit;
 an operator has 2 to max_args arguments. MIN, MAX, MED (the median, rounded down) and SM (the sum modulo 10) are
 equally likely, as are the digits. Kept are expressions of more than min_length and fewer than max_length tokens, where
@@ -17,6 +17,7 @@ import numpy as np
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 VOCABULARY = ("<pad>", *"0123456789", *OPERATORS, "]")
 DIGIT, OPERATOR, CLOSE = (VOCABULARY.index(token) for token in ("0", "[MIN", "]"))
+SIZES = {"train": 96_000, "validation": 2_000, "test": 2_000}  # of the benchmark
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -95,9 +96,10 @@ def _written(levels: list[Level]) -> Expressions:
         node = level.arguments > 0
         tokens[place] = np.where(node, OPERATOR + level.operator, DIGIT + level.digit)
         tokens[place[node] + size[node] - 1] = CLOSE
-        if node.any():
-            before, arguments = _starts(sizes[depth + 1]), level.arguments[node]
-            place = np.repeat(place[node] + 1 - before[_starts(arguments)], arguments) + before
+        if not node.any():
+            break
+        before, arguments = _starts(sizes[depth + 1]), level.arguments[node]
+        place = np.repeat(place[node] + 1 - before[_starts(arguments)], arguments) + before
     return Expressions(tokens, sizes[0].astype(np.int32), values[0].astype(np.uint8))
 
 
