@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from experiments import steps
 from experiments.metrics import METRICS
-from experiments.program import Program, Recipe, TrainStep
+from experiments.program import Program, Recipe, TrainStep, place
 from experiments.steps import Health
 from experiments.tasks.base import Batch
 from experiments.tasks.synthetic import SyntheticTask
@@ -117,7 +117,7 @@ def program(recipe: Recipe, members: Members, devices: Sequence[jax.Device]) -> 
     def batches(start: int) -> Iterator[Batch]:
         several = [task.train_batches(recipe.batch_size, seed, start) for seed in dict.fromkeys(members.seeds)]
         if not made:
-            return map(functools.partial(jax.device_put, device=whole), several[0])
+            return map(functools.partial(place, whole), several[0])
         return (jax.device_put(_by_replica(each, count), cut) for each in zip(*several, strict=True))
 
     def make_train_step() -> TrainStep:
@@ -131,7 +131,7 @@ def program(recipe: Recipe, members: Members, devices: Sequence[jax.Device]) -> 
         make_train_step=make_train_step,
         eval_step=jax.jit(over(read, in_specs=(own, own, one, one))),
         batches=batches,
-        place=functools.partial(jax.device_put, device=whole),
+        place=functools.partial(place, whole),
         check=functools.partial(check, names=names),
         line=functools.partial(line, metric=task.metric, names=names),
         best=lambda state, line: take(state, line["replica"]),

@@ -111,8 +111,10 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         if step % config.log_every_steps == 0 or step == total:
             means = metrics.means([summary.sums], task.metric, task.classes)
             means["gradient_norm"] = summary.gradient_norm
-            speed = {"tokens_per_second": round(program.tokens / s)} if (s := chrono.interval()) else {}
-            log(program.line(step, {"": means}, summary.health) | speed)
+            line = program.line(step, {"": means}, summary.health)
+            if timed := chrono.interval():
+                line |= {"tokens_per_second": round(program.tokens / timed[0]), "waiting_percent": round(timed[1], 2)}
+            log(line)
 
     # ------------------------------------------------------------------ loop
     # The order matters: evaluate and save the old state; only then take a batch and dispatch the next
@@ -152,7 +154,9 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
             if stopping:
                 break
 
-            state, summary = train_step(state, next(batches))
+            with chrono.waiting():
+                batch = next(batches)
+            state, summary = train_step(state, batch)
             step += 1
             if pending:
                 account(*pending)
