@@ -12,18 +12,19 @@ the released images:
   finds no place is left out.
 - The mask learns of a paddle when the next one of its contour is placed. So the newest paddles of the two targets may
   cross each other, and the original never learns of the last paddle of the first target: a distractor may cross it.
+
+A mask is uint8 (side^2,): the image with `sprites.PAD` pixels around it that stay 0. A place is an index into it, and
+directions are differences of places. A tip is (pivot, orientation, place that the newest paddle is drawn from).
 """
 
 import numba
 import numpy as np
 
-from experiments.datasets.pathfinder.sprites import DEGREES, FREE, WEIGHT, Tables
+from experiments.datasets.pathfinder.sprites import CROWDED, DEGREES, FREE, WEIGHT
 
 jit = numba.njit(cache=True, nogil=True)
-CROWDED = 459  # 1.8 of 255
 DEAD_END = int(1e-4 * 255 * WEIGHT)
 PADDLE_TRIALS = 3
-DISTRACTOR_TRIALS = 5
 GOLDEN, MIX1, MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 S27, S30, S31, S32 = (np.uint64(bits) for bits in (27, 30, 31, 32))
 
@@ -44,150 +45,119 @@ def below(random, n):
 
 
 @jit
-def inside(y, x, n):
-    return 0 <= y < n and 0 <= x < n
-
-
-@jit
-def fits(mask, sprite, y, x):
-    """Whether a mask centred at (y, x), cut at the image's edges, stays below 1.8 together with `mask`."""
-    n, half = len(mask), len(sprite) // 2
-    for row in range(max(0, y - half), min(n, y + half + 1)):
-        most = 0
-        for column in range(max(0, x - half), min(n, x + half + 1)):
-            most = max(most, np.int64(mask[row, column]) + sprite[row - y + half, column - x + half])
-        if most >= CROWDED:
+def fits(mask, core, place):
+    """Whether a paddle's mask stays below 1.8 together with `mask`. core: its pixels and values that could reach it."""
+    for k in range(len(core)):
+        if mask[place + core[k, 0]] + core[k, 1] >= CROWDED:
             return False
     return True
 
 
 @jit
-def stamp(mask, sprite, y, x):
-    n, half = len(mask), len(sprite) // 2
-    for row in range(max(0, y - half), min(n, y + half + 1)):
-        for column in range(max(0, x - half), min(n, x + half + 1)):
-            mask[row, column] = max(mask[row, column], sprite[row - y + half, column - x + half])
+def stamp(mask, within, sprite, side, place):
+    """Adds a paddle's mask, cut at the image's edges."""
+    n = len(sprite)
+    corner = place - (n // 2) * (side + 1)
+    for row in range(n):
+        for column in range(n):
+            p = corner + row * side + column
+            mask[p] = max(mask[p], sprite[row, column] & within[p])
 
 
 @jit
-def free_place(random, mask, t, degree, border, occupied, taken):
-    """A random pixel from which a first paddle finds its footprint free, as y * n + x; -1 where there is none.
+def free(mask, footprint, place):
+    for offset in footprint:
+        if mask[place + offset] > FREE:
+            return False
+    return True
 
-    occupied: uint8 (n + 2 pad, n + 2 pad) whose edges are 0; taken: uint8 (n, n); both are overwritten.
-    """
-    n = len(mask)
-    pad = (len(occupied) - n) // 2
-    for y in range(n):
-        for x in range(n):
-            edge = y < border or y >= n - border or x < border or x >= n - border
-            occupied[y + pad, x + pad] = edge or mask[y, x] > FREE
-    taken[:] = 0
-    for f in range(t.footprint_of[degree], t.footprint_of[degree + 1]):
-        dy, dx = t.footprints[f, 0] + pad, t.footprints[f, 1] + pad
-        for y in range(n):
-            for x in range(n):
-                taken[y, x] |= occupied[y + dy, x + dx]
-    places = n * n
-    for y in range(n):
-        for x in range(n):
-            places -= taken[y, x]
-    if places == 0:
-        return -1
-    left = below(random, places)
-    y = 0
-    while True:
-        in_row = n
-        for x in range(n):
-            in_row -= taken[y, x]
-        if left < in_row:
+
+@jit
+def free_place(random, mask, footprint, size, side, corner):
+    """A uniformly drawn pixel whose footprint is free: by luck, or from all that there are; -1 if there is none."""
+    for _ in range(4 * size):
+        place = corner + below(random, size) * side + below(random, size)
+        if free(mask, footprint, place):
+            return place
+    places, left = 0, -1
+    for counting in (True, False):
+        for y in range(size):
+            for x in range(size):
+                if free(mask, footprint, corner + y * side + x):
+                    places += counting
+                    left -= not counting
+                    if not counting and left < 0:
+                        return corner + y * side + x
+        if places == 0:
             break
-        left -= in_row
-        y += 1
-    x = 0
-    while taken[y, x] or left > 0:
-        left -= 1 - taken[y, x]
-        x += 1
-    return y * n + x
+        left = below(random, places)
+    return -1
 
 
 @jit
-def first_paddle(random, mask, t, border, occupied, taken):
-    """(found, tail y, tail x, degree) of a contour's first paddle, whose head and pivot lie in the image."""
-    n = len(mask)
+def first_distractor(random, mask, t, tip):
+    """Starts `tip` at a place whose footprint is free and whose head and pivot lie in the image; False: none found."""
     for _ in range(PADDLE_TRIALS):
         degree = below(random, DEGREES)
-        place = free_place(random, mask, t, degree, border, occupied, taken)
+        footprint = t.footprints[t.footprint_of[degree] : t.footprint_of[degree + 1]]
+        place = free_place(random, mask, footprint, t.size, t.side, t.corner)
         if place < 0:
-            break
-        y, x = place // n, place % n
-        if both_inside(t, y, x, degree, n):
-            return True, y, x, degree
-    return False, 0, 0, 0
-
-
-@jit
-def both_inside(t, y, x, degree, n):
-    return inside(y + t.head[degree, 0], x + t.head[degree, 1], n) and inside(
-        y + t.pivot[degree, 0], x + t.pivot[degree, 1], n
-    )
-
-
-@jit
-def second_target(random, t, y, x):
-    """The same for the second target, seed_distance from (y, x) at a random angle; nothing else is asked of it."""
-    for _ in range(PADDLE_TRIALS):
-        degree, angle = below(random, DEGREES), below(random, DEGREES)
-        tail_y, tail_x = y + t.partner[angle, 0], x + t.partner[angle, 1]
-        if both_inside(t, tail_y, tail_x, degree, t.size):
-            return True, tail_y, tail_x, degree
-    return False, 0, 0, 0
-
-
-@jit
-def widened(mask, near, y, x):
-    """The largest value of `mask` within the margin of (y, x)."""
-    n, most = len(mask), 0
-    for k in range(len(near)):
-        row, column = y + near[k, 0], x + near[k, 1]
-        if inside(row, column, n):
-            most = max(most, mask[row, column])
-    return most
-
-
-@jit
-def extend(random, mask, t, tip, cumulative):
-    """Places the next paddle of a contour, stamps the one before into `mask`, and moves `tip`; False: none fits.
-
-    tip: (pivot y, x, orientation, y, x): where the contour goes on, and from where its newest paddle is drawn.
-    """
-    n, before = len(mask), tip[2]
-    y, x = tip[0] + t.ahead[before, 0], tip[1] + t.ahead[before, 1]
-    total = 0
-    for c in range(len(t.candidates)):
-        head_y, head_x = y + t.candidates[c, 0], x + t.candidates[c, 1]
-        if t.weights[before, c] > 0 and inside(head_y, head_x, n):
-            total += t.weights[before, c] * (255 - widened(mask, t.near, head_y, head_x))
-        cumulative[c] = total
-    if total < DEAD_END:
-        return False
-    for _ in range(PADDLE_TRIALS):
-        chosen, drawn = 0, below(random, total)
-        while cumulative[chosen] <= drawn:
-            chosen += 1
-        head_y, head_x = y + t.candidates[chosen, 0], x + t.candidates[chosen, 1]
-        if fits(mask, t.masks[DEGREES + chosen], head_y, head_x):
-            stamp(mask, t.masks[before], tip[3], tip[4])
-            tip[0], tip[1], tip[2], tip[3], tip[4] = y, x, DEGREES + chosen, head_y, head_x
+            return False
+        if start(t, place, degree, tip):
             return True
     return False
 
 
 @jit
-def start(t, y, x, degree, tip):
-    tip[0], tip[1], tip[2], tip[3], tip[4] = y + t.pivot[degree, 0], x + t.pivot[degree, 1], degree, y, x
+def first_target(random, t, tip):
+    """The same in an empty image, the footprint 2 * seed_distance away from every edge."""
+    degree = below(random, DEGREES)
+    rows, columns = t.rooms[degree, 0], t.rooms[degree, 1]
+    if rows <= 0 or columns <= 0:
+        return False
+    place = t.rooms[degree, 2] + below(random, rows) * t.side + below(random, columns)
+    return start(t, place, degree, tip)
 
 
 @jit
-def note(paddles, count, contour, tip):
-    paddles[count, 0], paddles[count, 1], paddles[count, 2], paddles[count, 3] = contour, tip[3], tip[4], tip[2]
-    return count + 1
+def second_target(random, t, tail, tip):
+    """The same at seed_distance from the first target's tail, at a random angle; it need not be free."""
+    for _ in range(PADDLE_TRIALS):
+        degree = below(random, DEGREES)
+        if start(t, tail + t.partner[below(random, DEGREES)], degree, tip):
+            return True
+    return False
+
+
+@jit
+def start(t, place, degree, tip):
+    tip[0], tip[1], tip[2] = place + t.pivot[degree], degree, place
+    return t.within[place + t.head[degree]] and t.within[tip[0]]
+
+
+@jit
+def extend(random, mask, t, tip, cumulative):
+    """Places the next paddle of a contour, adds the one before to `mask`, and moves `tip`; False: none fits."""
+    before = tip[1]
+    pivot = tip[0] + t.ahead[before]
+    total = 0
+    for c in range(len(t.candidates)):
+        head = pivot + t.candidates[c]
+        if t.weights[before, c] > 0 and t.within[head]:
+            widened = 0
+            for offset in t.near:
+                widened = max(widened, mask[head + offset])
+            total += t.weights[before, c] * (255 - widened)
+        cumulative[c] = total
+    if total < DEAD_END:
+        return False
+    for _ in range(PADDLE_TRIALS):
+        c, drawn = 0, below(random, total)
+        while cumulative[c] <= drawn:
+            c += 1
+        now, head = DEGREES + c, pivot + t.candidates[c]
+        if fits(mask, t.cores[t.core_of[now] : t.core_of[now + 1]], head):
+            stamp(mask, t.within, t.masks[before], t.side, tip[2])
+            tip[0], tip[1], tip[2] = pivot, now, head
+            return True
+    return False

@@ -19,7 +19,9 @@ from experiments.datasets.pathfinder.parameters import parameters
 DEGREES = 360
 WEIGHT = 2**16  # of going straight on
 FILTER_BITS = 22  # of Pillow's integer weights
+CROWDED = 459  # two masks may not add up to 1.8 (of 255)
 FREE = 76  # a pixel with more of a mask (of 255) than 0.3 is occupied
+PAD = 16  # pixels around the image in a mask: no paddle that is tried reaches beyond
 CONTRAST = 100  # contrast 1 as an integer
 
 
@@ -27,25 +29,30 @@ class Tables(NamedTuple):
     """For one resolution and margin; o orientations, d candidates, s the side of a paddle's picture."""
 
     size: int
-    padding: int
-    border: int  # the first paddle of the targets keeps away from the edges by so much
+    side: int  # size + 2 PAD
+    corner: int  # the place of the image's first pixel
     contour_length: int
     distractor_length: int
     distractors: int
     target_contrast: int
     distractor_contrast: int
-    lines: np.ndarray  # uint8 (o, s, s): the paddle, its starting point at the centre
+    lines: np.ndarray  # uint8 (o, s, s): the paddle, the place that it is drawn from at the centre
     masks: np.ndarray  # uint8 (o, s, s): what it keeps free around it
     marker: np.ndarray  # uint8 (m, m): a disc
-    head: np.ndarray  # int32 (o, 2): from a first paddle's tail
-    pivot: np.ndarray  # int32 (o, 2): from a first paddle's tail
-    partner: np.ndarray  # int32 (360, 2): from the first target's tail to the second's
-    ahead: np.ndarray  # int32 (o, 2): from one pivot to the next
-    candidates: np.ndarray  # int32 (d, 2): heads, from the pivot
+    within: np.ndarray  # uint8 (side^2,): 255 in the image
+    blank: np.ndarray  # uint8 (side^2,): the mask of an empty image, whose edge is taken
+    head: np.ndarray  # int32 (360,): from a first paddle's tail
+    pivot: np.ndarray  # int32 (360,): from a first paddle's tail
+    partner: np.ndarray  # int32 (360,): from the first target's tail to the second's
+    rooms: np.ndarray  # int32 (360, 3): rows and columns open to the first target's tail, and the first such place
+    ahead: np.ndarray  # int32 (o,): from one pivot to the next
+    candidates: np.ndarray  # int32 (d,): heads, from the pivot
     weights: np.ndarray  # int32 (o, d): of the candidates, after a paddle of orientation o
-    near: np.ndarray  # int32 (k, 2): a disc of the margin's radius
-    footprints: np.ndarray  # int32 (f, 2): what a first paddle needs free around its tail, for all degrees
-    footprint_of: np.ndarray  # int32 (361,): where each degree's begin in `footprints`
+    near: np.ndarray  # int32 (k,): a disc of the margin's radius
+    footprints: np.ndarray  # int32 (f,): what a first paddle needs free, from its tail; one degree after the other
+    footprint_of: np.ndarray  # int32 (361,): where a degree's begin in `footprints`
+    cores: np.ndarray  # int32 (e, 2): pixels and values of the masks that can be too much beside another
+    core_of: np.ndarray  # int32 (o + 1,): where an orientation's begin in `cores`
 
 
 @cache
@@ -66,12 +73,17 @@ def _tables(resolution: int, margin: int) -> Tables:
     half = reach + -(-p.thickness // p.antialias)
     fine = [_line(half * p.antialias, a, p.paddle_length * p.antialias, p.thickness) for a in drawn]
     masks = shrink(np.stack([_dilate(line, disc(margin * p.antialias)) for line in fine]), 2 * half + 1)
-    head = _ceil(forward, p.paddle_length)
+    head, pivot = (_ceil(forward[:DEGREES] + turn, length) for turn, length in ((0, p.paddle_length), (np.pi, reach)))
     footprints = [_footprint(mask, reach) for mask in masks[:DEGREES]]
+    rooms = [_room(resolution, 2 * p.seed_distance, offsets) for offsets in footprints]
+    cores = [np.argwhere(mask >= CROWDED - 255) for mask in masks]
+    values = [mask[tuple(core.T)] for mask, core in zip(masks, cores, strict=True)]
+    side = resolution + 2 * PAD
+    flat = np.array([side, 1])
     return Tables(
         size=resolution,
-        padding=p.padding,
-        border=2 * p.seed_distance,
+        side=side,
+        corner=PAD * (side + 1),
         contour_length=p.contour_length,
         distractor_length=p.distractor_length,
         distractors=p.distractors,
@@ -80,15 +92,20 @@ def _tables(resolution: int, margin: int) -> Tables:
         lines=shrink(np.stack(fine), 2 * half + 1),
         masks=masks,
         marker=_marker(float(p.marker_radius), p.antialias),
-        head=head,
-        pivot=head + _ceil(forward + np.pi, reach),
-        partner=_integers(np.floor(_offsets(forward[:DEGREES], p.seed_distance) + 0.5)),
-        ahead=_ceil(forward, reach + margin),
-        candidates=candidates,
+        within=np.pad(np.full((resolution, resolution), 255, np.uint8), PAD).ravel(),
+        blank=np.pad(_frame(resolution, p.padding), PAD).ravel(),
+        head=_integers(head @ flat),
+        pivot=_integers((head + pivot) @ flat),
+        partner=_integers(np.floor(_offsets(forward[:DEGREES], p.seed_distance) + 0.5) @ flat),
+        rooms=_integers([[*room[:2], (room[2:] + PAD) @ flat] for room in rooms]),
+        ahead=_integers(_ceil(forward, reach + margin) @ flat),
+        candidates=_integers(candidates @ flat),
         weights=_weights(forward, angles, float(p.continuity)),
-        near=disc(margin),
-        footprints=np.concatenate(footprints),
-        footprint_of=np.cumsum([0, *map(len, footprints)], dtype=np.int32),
+        near=_integers(disc(margin) @ flat),
+        footprints=_integers(np.concatenate(footprints) @ flat),
+        footprint_of=_starts(footprints),
+        cores=_integers(np.column_stack([(np.concatenate(cores) - half) @ flat, np.concatenate(values)])),
+        core_of=_starts(cores),
     )
 
 
@@ -152,6 +169,20 @@ def _footprint(mask: np.ndarray, reach: int) -> np.ndarray:
     """Where a first paddle's mask is full, from one pixel before its tail: the original's kernel is off by one."""
     offsets = np.argwhere(mask == 255) - len(mask) // 2 + 1
     return _integers(offsets[(np.abs(offsets) <= reach).all(1)])
+
+
+def _starts(lists: list[np.ndarray]) -> np.ndarray:
+    return np.cumsum([0, *map(len, lists)], dtype=np.int32)
+
+
+def _frame(size: int, width: int) -> np.ndarray:
+    inner = np.zeros((size - 2 * width, size - 2 * width), np.uint8)
+    return np.pad(inner, width, constant_values=255)
+
+
+def _room(size: int, border: int, footprint: np.ndarray) -> np.ndarray:
+    low, high = footprint.min(0), footprint.max(0)
+    return _integers([*(size - 2 * border - (high - low)), *(border - low)])
 
 
 def shrink(images: np.ndarray, size: int) -> np.ndarray:
