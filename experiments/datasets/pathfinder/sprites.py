@@ -14,13 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.datasets.pathfinder.contours import CROWDED, DEGREES, WEIGHT, WIDTH
 from experiments.datasets.pathfinder.parameters import parameters
 
-DEGREES = 360
-WEIGHT = 2**16  # of going straight on
 FILTER_BITS = 22  # of Pillow's integer weights
-CROWDED = 459  # two masks may not add up to 1.8 (of 255)
-FREE = 76  # a pixel with more of a mask (of 255) than 0.3 is occupied
 PAD = 16  # pixels around the image in a mask: no paddle that is tried reaches beyond
 CONTRAST = 100  # contrast 1 as an integer
 
@@ -36,8 +33,9 @@ class Tables(NamedTuple):
     distractors: int
     target_contrast: int
     distractor_contrast: int
+    marker_contrast: int
     lines: np.ndarray  # uint8 (o, s, s): the paddle, the place that it is drawn from at the centre
-    masks: np.ndarray  # uint8 (o, s, s): what it keeps free around it
+    masks: np.ndarray  # uint8 (o, s, WIDTH): what it keeps free around it, and zeros
     marker: np.ndarray  # uint8 (m, m): a disc
     within: np.ndarray  # uint8 (side^2,): 255 in the image
     blank: np.ndarray  # uint8 (side^2,): the mask of an empty image, whose edge is taken
@@ -47,7 +45,8 @@ class Tables(NamedTuple):
     rooms: np.ndarray  # int32 (360, 3): rows and columns open to the first target's tail, and the first such place
     ahead: np.ndarray  # int32 (o,): from one pivot to the next
     candidates: np.ndarray  # int32 (d,): heads, from the pivot
-    weights: np.ndarray  # int32 (o, d): of the candidates, after a paddle of orientation o
+    choices: np.ndarray  # int32 (e, 2): candidates and their weights after a paddle of orientation 0, then 1, ...
+    choice_of: np.ndarray  # int32 (o + 1,): where an orientation's begin in `choices`
     near: np.ndarray  # int32 (k,): a disc of the margin's radius
     footprints: np.ndarray  # int32 (f,): what a first paddle needs free, from its tail; one degree after the other
     footprint_of: np.ndarray  # int32 (361,): where a degree's begin in `footprints`
@@ -78,6 +77,7 @@ def _tables(resolution: int, margin: int) -> Tables:
     rooms = [_room(resolution, 2 * p.seed_distance, offsets) for offsets in footprints]
     cores = [np.argwhere(mask >= CROWDED - 255) for mask in masks]
     values = [mask[tuple(core.T)] for mask, core in zip(masks, cores, strict=True)]
+    weights = _weights(forward, angles, float(p.continuity))
     side = resolution + 2 * PAD
     flat = np.array([side, 1])
     return Tables(
@@ -89,8 +89,9 @@ def _tables(resolution: int, margin: int) -> Tables:
         distractors=p.distractors,
         target_contrast=int(p.target_contrast * CONTRAST),
         distractor_contrast=int(p.distractor_contrast * CONTRAST),
+        marker_contrast=CONTRAST,
         lines=shrink(np.stack(fine), 2 * half + 1),
-        masks=masks,
+        masks=np.pad(masks, ((0, 0), (0, 0), (0, WIDTH - masks.shape[2]))),
         marker=_marker(float(p.marker_radius), p.antialias),
         within=np.pad(np.full((resolution, resolution), 255, np.uint8), PAD).ravel(),
         blank=np.pad(_frame(resolution, p.padding), PAD).ravel(),
@@ -100,7 +101,8 @@ def _tables(resolution: int, margin: int) -> Tables:
         rooms=_integers([[*room[:2], (room[2:] + PAD) @ flat] for room in rooms]),
         ahead=_integers(_ceil(forward, reach + margin) @ flat),
         candidates=_integers(candidates @ flat),
-        weights=_weights(forward, angles, float(p.continuity)),
+        choices=_integers(np.column_stack([np.nonzero(weights)[1], weights[weights > 0]])),
+        choice_of=_starts([np.flatnonzero(row) for row in weights]),
         near=_integers(disc(margin) @ flat),
         footprints=_integers(np.concatenate(footprints) @ flat),
         footprint_of=_starts(footprints),

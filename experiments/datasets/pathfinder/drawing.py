@@ -1,0 +1,45 @@
+"""Contours and discs painted, and scaled to bytes, in integers alone."""
+
+import numba
+import numpy as np
+
+jit = numba.njit(cache=True, nogil=True)  # a file of its own, as contours.py says
+U = np.uint64
+
+
+@jit
+def paint(canvas, picture, side, place, contrast):
+    corner = place - (len(picture) // 2) * (side + 1)
+    for row in range(len(picture)):
+        for column in range(len(picture)):
+            p = U(corner + row * side + column)
+            canvas[p] = max(canvas[p], contrast * picture[row, column])
+
+
+@jit
+def to_bytes(canvas, t, image):
+    """The brightest pixel becomes 255, as where the originals were saved, and others are rounded."""
+    brightest = 0
+    for row in range(t.size):
+        for column in range(t.size):
+            brightest = max(brightest, canvas[U(t.corner + row * t.side + column)])
+    for row in range(t.size):
+        for column in range(t.size):
+            value = canvas[U(t.corner + row * t.side + column)]
+            image[row, column] = (2 * 255 * value + brightest) // (2 * brightest)
+
+
+@jit
+def draw(both, paddles, facts, images):
+    """Draws what `contours.place` placed into images, uint8 (b, n, n)."""
+    canvas = np.zeros(both[0].side ** 2, np.int32)
+    for i in range(len(images)):
+        canvas[:] = 0
+        t = both[facts[i, 1]]
+        for k in range(facts[i, 2]):
+            contour, place, orientation = paddles[i, k]
+            contrast = t.target_contrast if contour < 2 else t.distractor_contrast
+            paint(canvas, t.lines[orientation], t.side, place, contrast)
+        for k in range(2):
+            paint(canvas, t.marker, t.side, facts[i, 3 + k], t.marker_contrast)
+        to_bytes(canvas, t, images[i])
