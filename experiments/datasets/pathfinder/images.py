@@ -32,25 +32,27 @@ def generate(resolution: int, seed: int, split: str, first: int, count: int) -> 
 
     Label 1: both discs are on one contour. Raises ValueError for a resolution that there is not.
     """
-    images, labels, _ = trace(resolution, seed, split, first, count)
-    return images, labels
+    paddles, facts = _placed(resolution, seed, split, first, count)
+    images = np.empty((count, resolution, resolution), np.uint8)
+    draw(tables(resolution), paddles, facts, images)
+    return images, facts[:, 0].astype(np.uint8)
 
 
-def trace(
-    resolution: int, seed: int, split: str, first: int, count: int
-) -> tuple[np.ndarray, np.ndarray, list[Geometry]]:
-    """The same, and how each of them came about."""
+def geometry(resolution: int, seed: int, split: str, first: int, count: int) -> list[Geometry]:
+    """How each of these images comes about."""
+    placed = zip(*_placed(resolution, seed, split, first, count), strict=True)
+    return [_geometry(tables(resolution)[0].side, *of_image) for of_image in placed]
+
+
+def _placed(resolution, seed, split, first, count):
     both = tables(resolution)
     most = 2 * both[0].contour_length + both[0].distractors * both[0].distractor_length
     paddles, facts = np.empty((count, most, 3), np.int32), np.empty((count, 5), np.int32)
-    images = np.empty((count, resolution, resolution), np.uint8)
     place(both, seed, SPLITS.index(split), first, paddles, facts)
-    draw(both, paddles, facts, images)
-    geometry = [_geometry(both[0].side, *pair) for pair in zip(paddles, facts, strict=True)]
-    return images, facts[:, 0].astype(np.uint8), geometry
+    return paddles, facts
 
 
-def _geometry(side: int, paddles: np.ndarray, facts: np.ndarray) -> Geometry:
-    contour, place, orientation = paddles[: facts[2]].T
-    paddle_yx, marker_yx = (np.stack(np.divmod(p, side), -1) - PAD for p in (place, facts[3:]))
+def _geometry(side, paddles, facts):
+    contour, places, orientation = paddles[: facts[2]].T
+    paddle_yx, marker_yx = (np.stack(np.divmod(p, side), -1) - PAD for p in (places, facts[3:]))
     return Geometry(np.column_stack([contour, paddle_yx, orientation]), marker_yx, int(facts[1]))
