@@ -10,6 +10,7 @@ from ssm import naming
 GROUPS = ("S3", "A4", "A5", "S5", "Z60", "A4xZ5")
 TASKS = {
     **dict.fromkeys(("smnist", "psmnist", "fashion"), ("smnist", "Options")),
+    **dict.fromkeys(("pathfinder", "pathx"), ("pathfinder", "Options")),
     "language_model": ("text", "Options"),
     "noise": ("noise", "Options"),
     **dict.fromkeys(("parity", "even_pairs", "cycle", "modular_addition"), ("automata", "Options")),
