@@ -132,5 +132,7 @@ def _read_image(path: pathlib.Path, resolution: int) -> np.ndarray:
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read ({error}); extract the release again") from error
     if picture.shape != (resolution, resolution):
-        raise ValueError(f"{path}: {picture.shape[1]} x {picture.shape[0]} pixels, expected {resolution} x {resolution}")
+        raise ValueError(
+            f"{path}: {picture.shape[1]} x {picture.shape[0]} pixels, expected {resolution} x {resolution}"
+        )
     return picture

@@ -28,7 +28,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.datasets.pathfinder", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.datasets.pathfinder", description=__doc__.split("\n")[0]
+    )
     commands = parser.add_subparsers(required=True)
     generating, drawing = commands.add_parser("generate"), commands.add_parser("sheet")
     for command, run in ((generating, generate), (drawing, sheet)):

@@ -17,15 +17,15 @@ def paint(canvas, picture, side, place, contrast):
 
 
 @jit
-def to_bytes(canvas, t, image):
+def to_bytes(canvas, size, side, corner, image):
     """The brightest pixel becomes 255, as where the originals were saved, and others are rounded."""
     brightest = 0
-    for row in range(t.size):
-        for column in range(t.size):
-            brightest = max(brightest, canvas[U(t.corner + row * t.side + column)])
-    for row in range(t.size):
-        for column in range(t.size):
-            value = canvas[U(t.corner + row * t.side + column)]
+    for row in range(size):
+        for column in range(size):
+            brightest = max(brightest, canvas[U(corner + row * side + column)])
+    for row in range(size):
+        for column in range(size):
+            value = canvas[U(corner + row * side + column)]
             image[row, column] = (2 * 255 * value + brightest) // (2 * brightest)
 
 
@@ -42,4 +42,4 @@ def draw(both, paddles, facts, images):
             paint(canvas, t.lines[orientation], t.side, place, contrast)
         for k in range(2):
             paint(canvas, t.marker, t.side, facts[i, 3 + k], t.marker_contrast)
-        to_bytes(canvas, t, images[i])
+        to_bytes(canvas, t.size, t.side, t.corner, images[i])

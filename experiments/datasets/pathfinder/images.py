@@ -34,18 +34,18 @@ def generate(resolution: int, seed: int, split: str, first: int, count: int) -> 
     """
     paddles, facts = _placed(resolution, seed, split, first, count)
     images = np.empty((count, resolution, resolution), np.uint8)
-    draw(tables(resolution), paddles, facts, images)
+    draw(tables(resolution)[1], paddles, facts, images)
     return images, facts[:, 0].astype(np.uint8)
 
 
 def geometry(resolution: int, seed: int, split: str, first: int, count: int) -> list[Geometry]:
     """How each of these images comes about."""
     placed = zip(*_placed(resolution, seed, split, first, count), strict=True)
-    return [_geometry(tables(resolution)[0].side, *of_image) for of_image in placed]
+    return [_geometry(tables(resolution)[0][0].side, *of_image) for of_image in placed]
 
 
 def _placed(resolution, seed, split, first, count):
-    both = tables(resolution)
+    both, _ = tables(resolution)
     most = 2 * both[0].contour_length + both[0].distractors * both[0].distractor_length
     paddles, facts = np.empty((count, most, 3), np.int32), np.empty((count, 5), np.int32)
     place(both, seed, SPLITS.index(split), first, paddles, facts)

@@ -15,15 +15,28 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.datasets.pathfinder.contours import CROWDED, DEGREES, WEIGHT, WIDTH
-from experiments.datasets.pathfinder.parameters import parameters
+from experiments.datasets.pathfinder.parameters import Parameters, parameters
 
 FILTER_BITS = 22  # of Pillow's integer weights
 PAD = 16  # pixels around the image in a mask: no paddle that is tried reaches beyond
 CONTRAST = 100  # contrast 1 as an integer
 
 
+class Pictures(NamedTuple):
+    """What is painted, for one resolution and margin; o orientations, s the side of a paddle's picture."""
+
+    size: int
+    side: int  # size + 2 PAD
+    corner: int  # the place of the image's first pixel
+    lines: np.ndarray  # uint8 (o, s, s): the paddle, the place that it is drawn from at the centre
+    marker: np.ndarray  # uint8 (m, m): a disc
+    target_contrast: int
+    distractor_contrast: int
+    marker_contrast: int
+
+
 class Tables(NamedTuple):
-    """For one resolution and margin; o orientations, d candidates, s the side of a paddle's picture."""
+    """What places contours, for one resolution and margin; o orientations, d candidates, s a picture's side."""
 
     size: int
     side: int  # size + 2 PAD
@@ -31,12 +44,7 @@ class Tables(NamedTuple):
     contour_length: int
     distractor_length: int
     distractors: int
-    target_contrast: int
-    distractor_contrast: int
-    marker_contrast: int
-    lines: np.ndarray  # uint8 (o, s, s): the paddle, the place that it is drawn from at the centre
     masks: np.ndarray  # uint8 (o, s, WIDTH): what it keeps free around it, and zeros
-    marker: np.ndarray  # uint8 (m, m): a disc
     within: np.ndarray  # uint8 (side^2,): 255 in the image
     blank: np.ndarray  # uint8 (side^2,): the mask of an empty image, whose edge is taken
     head: np.ndarray  # int32 (360,): from a first paddle's tail
@@ -55,15 +63,14 @@ class Tables(NamedTuple):
 
 
 @cache
-def tables(resolution: int) -> tuple[Tables, Tables]:
+def tables(resolution: int) -> tuple[tuple[Tables, Tables], tuple[Pictures, Pictures]]:
     """Those of the smallest and of the largest margin; raises ValueError for a resolution that there is not."""
-    margins = parameters(resolution).margins
-    return _tables(resolution, margins[0]), _tables(resolution, margins[-1])
-
-
-@cache
-def _tables(resolution: int, margin: int) -> Tables:
     p = parameters(resolution)
+    of_margin = [_of_margin(p, margin) for margin in (p.margins[0], p.margins[-1])]
+    return tuple(zip(*of_margin, strict=True))
+
+
+def _of_margin(p: Parameters, margin: int) -> tuple[Tables, Pictures]:
     reach = p.paddle_length + margin
     candidates = _circle(reach)
     angles = np.arctan2(*candidates.T)
@@ -72,6 +79,27 @@ def _tables(resolution: int, margin: int) -> Tables:
     half = reach + -(-p.thickness // p.antialias)
     fine = [_line(half * p.antialias, a, p.paddle_length * p.antialias, p.thickness) for a in drawn]
     masks = shrink(np.stack([_dilate(line, disc(margin * p.antialias)) for line in fine]), 2 * half + 1)
+    return _tables(p, margin, candidates, angles, forward, masks), _pictures(p, shrink(np.stack(fine), 2 * half + 1))
+
+
+def _pictures(p: Parameters, lines: np.ndarray) -> Pictures:
+    side = p.resolution + 2 * PAD
+    return Pictures(
+        size=p.resolution,
+        side=side,
+        corner=PAD * (side + 1),
+        lines=lines,
+        marker=_marker(float(p.marker_radius), p.antialias),
+        target_contrast=int(p.target_contrast * CONTRAST),
+        distractor_contrast=int(p.distractor_contrast * CONTRAST),
+        marker_contrast=CONTRAST,
+    )
+
+
+def _tables(
+    p: Parameters, margin: int, candidates: np.ndarray, angles: np.ndarray, forward: np.ndarray, masks: np.ndarray
+) -> Tables:
+    resolution, half, reach = p.resolution, len(masks[0]) // 2, p.paddle_length + margin
     head, pivot = (_ceil(forward[:DEGREES] + turn, length) for turn, length in ((0, p.paddle_length), (np.pi, reach)))
     footprints = [_footprint(mask, reach) for mask in masks[:DEGREES]]
     rooms = [_room(resolution, 2 * p.seed_distance, offsets) for offsets in footprints]
@@ -87,12 +115,7 @@ def _tables(resolution: int, margin: int) -> Tables:
         contour_length=p.contour_length,
         distractor_length=p.distractor_length,
         distractors=p.distractors,
-        target_contrast=int(p.target_contrast * CONTRAST),
-        distractor_contrast=int(p.distractor_contrast * CONTRAST),
-        marker_contrast=CONTRAST,
-        lines=shrink(np.stack(fine), 2 * half + 1),
         masks=np.pad(masks, ((0, 0), (0, 0), (0, WIDTH - masks.shape[2]))),
-        marker=_marker(float(p.marker_radius), p.antialias),
         within=np.pad(np.full((resolution, resolution), 255, np.uint8), PAD).ravel(),
         blank=np.pad(_frame(resolution, p.padding), PAD).ravel(),
         head=_integers(head @ flat),
