@@ -57,7 +57,7 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def sheet(arguments: argparse.Namespace) -> int:
-    from matplotlib.image import imsave
+    from PIL import Image
 
     from experiments.datasets.pathfinder.images import generate
 
@@ -65,7 +65,7 @@ def sheet(arguments: argparse.Namespace) -> int:
     framed = np.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=96)
     halves = [_mosaic(framed[labels == label][: ROWS * COLUMNS]) for label in (1, 0)]
     gap = np.full((len(halves[0]), 8), 255, np.uint8)
-    imsave(arguments.output, np.concatenate([halves[0], gap, halves[1]], 1), cmap="gray", vmin=0, vmax=255)
+    Image.fromarray(np.concatenate([halves[0], gap, halves[1]], 1)).save(arguments.output)
     print(f"{arguments.output}: {ROWS * COLUMNS} images of label 1, and {ROWS * COLUMNS} of label 0 right of the bar")
     return 0
 

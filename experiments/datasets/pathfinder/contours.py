@@ -17,7 +17,7 @@ A mask is uint8 (side^2,): the image with some pixels around it that stay 0. A p
 are differences of places. A tip is (pivot, orientation, place that the newest paddle is drawn from). `t` is one of the
 `sprites.Tables`.
 
-All that is compiled together is in this file: numba's cache notices a change of the file alone that a function is in.
+All that is compiled together is in this file, since numba's cache of a function notices no change of another file.
 """
 
 import numba
@@ -35,7 +35,7 @@ U = np.uint64  # as an index it needs no test for a negative one, and so loops b
 GOLDEN, MIX1, MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 S27, S30, S31, S32 = (np.uint64(bits) for bits in (27, 30, 31, 32))
 
-jit = numba.njit(cache=True, nogil=True)
+jit = numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # called from here alone
 
 
 @jit
@@ -235,7 +235,7 @@ def arrange(random, t, paddles, tips, mask, kept, cumulative):
     return targets, count
 
 
-@jit
+@numba.njit(cache=True, nogil=True, no_cfunc_wrapper=True)
 def place(both, seed, split, first, paddles, facts):
     """Contours of images first, first + 1, ... of a split; `both`: the tables of either margin.
 

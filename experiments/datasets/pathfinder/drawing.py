@@ -3,7 +3,9 @@
 import numba
 import numpy as np
 
-jit = numba.njit(cache=True, nogil=True)  # a file of its own, as contours.py says
+jit = numba.njit(
+    nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)  # called from here alone  # a file of its own, as contours.py says
 U = np.uint64
 
 
@@ -29,7 +31,7 @@ def to_bytes(canvas, size, side, corner, image):
             image[row, column] = (2 * 255 * value + brightest) // (2 * brightest)
 
 
-@jit
+@numba.njit(cache=True, nogil=True, no_cfunc_wrapper=True)
 def draw(both, paddles, facts, images):
     """Draws what `contours.place` placed into images, uint8 (b, n, n)."""
     canvas = np.zeros(both[0].side ** 2, np.int32)

@@ -57,18 +57,35 @@ def generate(folder: pathlib.Path, resolution: int, seed: int, sizes: Mapping[st
     Raises ValueError where the disk is too full, or a file in the folder is not the one that this makes.
     """
     parts = [Part(s, i, min(PART, n - i)) for s, n in sizes.items() for i in range(0, n, PART)]
+    drawn, start = 0, time.monotonic()
+    if not _is_done(folder, parts):
+        drawn = _fill(folder, parts, resolution, seed, sizes, threads)
+    splits = {split: _open(folder, split, n, resolution, "r") for split, n in sizes.items()}
+    return Generated(splits, drawn, time.monotonic() - start)
+
+
+def _is_done(folder: pathlib.Path, parts: list[Part]) -> bool:
+    path = folder / "done"
+    return path.is_file() and {part.line for part in parts} <= set(path.read_text().splitlines(keepends=True))
+
+
+def _fill(
+    folder: pathlib.Path, parts: list[Part], resolution: int, seed: int, sizes: Mapping[str, int], threads: int
+) -> int:
+    """Makes the parts that are not done, and returns how many images these have."""
     with _journal(folder) as journal:
         done = set(journal.readlines())
         missing = [part for part in parts if part.line not in done]
         _check_space(folder, sum(sizes.values()) * (resolution**2 + 1))
-        splits = {split: _open(folder, split, n, resolution, fresh=not done) for split, n in sizes.items()}
-        start = time.monotonic()
+        mode = "r+" if done else "w+"
+        splits = {split: _open(folder, split, n, resolution, mode) for split, n in sizes.items()}
+        journal.write("\n")  # what was killed may have left half a line
         for part in _made(missing, _maker(splits, resolution, seed), threads, f"{resolution} x {resolution}: {folder}"):
             for array in splits[part.split]:
                 array.flush()
             journal.write(part.line)
             journal.flush()
-    return Generated(splits, sum(part.count for part in missing), time.monotonic() - start)
+    return sum(part.count for part in missing)
 
 
 def _maker(splits: Mapping[str, Split], resolution: int, seed: int) -> Callable[[Part], Part]:
@@ -130,18 +147,20 @@ def _journal(folder: pathlib.Path) -> Iterator[TextIO]:
         yield journal
 
 
-def _open(folder: pathlib.Path, split: str, n: int, resolution: int, fresh: bool) -> Split:
+def _open(folder: pathlib.Path, split: str, n: int, resolution: int, mode: str) -> Split:
     return Split(
-        _mapped(folder / f"{split}-images.npy", (n, resolution, resolution, 1), fresh),
-        _mapped(folder / f"{split}-labels.npy", (n,), fresh),
+        _mapped(folder / f"{split}-images.npy", (n, resolution, resolution, 1), mode),
+        _mapped(folder / f"{split}-labels.npy", (n,), mode),
     )
 
 
-def _mapped(path: pathlib.Path, shape: tuple[int, ...], fresh: bool) -> np.memmap:
+def _mapped(path: pathlib.Path, shape: tuple[int, ...], mode: str) -> np.memmap:
     remedy = f"delete {path.parent}, and it is made again"
     try:
-        mode = "w+" if fresh else "r+"
-        array = np.lib.format.open_memmap(path, mode, np.uint8, shape if fresh else None)
+        if mode != "w+":
+            array = np.lib.format.open_memmap(path, "r")  # "r+" would fill up a file that was cut short
+        if mode != "r":
+            array = np.lib.format.open_memmap(path, mode, np.uint8, shape)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); {remedy}") from error
     if (array.shape, array.dtype) != (shape, np.uint8):
