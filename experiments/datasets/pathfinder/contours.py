@@ -35,7 +35,7 @@ U = np.uint64  # as an index it needs no test for a negative one, and so loops b
 GOLDEN, MIX1, MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 S27, S30, S31, S32 = (np.uint64(bits) for bits in (27, 30, 31, 32))
 
-jit = numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # called from here alone
+jit = numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # for calls from this file alone
 
 
 @jit
@@ -88,24 +88,20 @@ def free(mask, footprint, place):
 
 @jit
 def free_place(random, mask, footprint, size, side, corner):
-    """A uniformly drawn pixel whose footprint is free: by luck, or from all that there are; -1 if there is none."""
+    """A uniformly drawn pixel whose footprint is free: by luck, or else one of all that there are; -1: none."""
     for _ in range(4 * size):
         place = corner + below(random, size) * side + below(random, size)
         if free(mask, footprint, place):
             return place
-    places, left = 0, -1
-    for counting in (True, False):
-        for y in range(size):
-            for x in range(size):
-                if free(mask, footprint, corner + y * side + x):
-                    places += counting
-                    left -= not counting
-                    if not counting and left < 0:
-                        return corner + y * side + x
-        if places == 0:
-            break
-        left = below(random, places)
-    return -1
+    count, chosen = 0, -1
+    for y in range(size):
+        for x in range(size):
+            place = corner + y * side + x
+            if free(mask, footprint, place):
+                count += 1
+                if below(random, count) == 0:
+                    chosen = place
+    return chosen
 
 
 @jit

@@ -3,9 +3,7 @@
 import numba
 import numpy as np
 
-jit = numba.njit(
-    nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)  # called from here alone  # a file of its own, as contours.py says
+jit = numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # for calls from this file alone
 U = np.uint64
 
 
