@@ -10,9 +10,9 @@ from ssm import naming
 GROUPS = ("S3", "A4", "A5", "S5", "Z60", "A4xZ5")
 TASKS = {
     **dict.fromkeys(("smnist", "psmnist", "fashion"), ("smnist", "Options")),
-    **dict.fromkeys(("pathfinder", "pathx"), ("pathfinder", "Options")),
     "language_model": ("text", "Options"),
     "noise": ("noise", "Options"),
+    **dict.fromkeys(("pathfinder", "pathx"), ("pathfinder", "Options")),
     **dict.fromkeys(("parity", "even_pairs", "cycle", "modular_addition"), ("automata", "Options")),
     **dict.fromkeys(("modular_arithmetic", "modular_arithmetic_brackets"), ("arithmetic", "Options")),
     **{f"word_problem_{group}": ("groups", "Options") for group in GROUPS},
