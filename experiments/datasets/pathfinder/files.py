@@ -79,8 +79,9 @@ def _fill(
         _check_space(folder, sum(sizes.values()) * (resolution**2 + 1))
         mode = "r+" if done else "w+"
         splits = {split: _open(folder, split, n, resolution, mode) for split, n in sizes.items()}
+        title = f"{resolution} x {resolution} pixels into {folder}"
         journal.write("\n")  # what was killed may have left half a line
-        for part in _made(missing, _maker(splits, resolution, seed), threads, f"{resolution} x {resolution}: {folder}"):
+        for part in _made(missing, _maker(splits, resolution, seed), threads, title):
             for array in splits[part.split]:
                 array.flush()
             journal.write(part.line)
