@@ -18,6 +18,7 @@ TASKS = {
     "speech_commands": ("speech_commands", "Options"),
     "language_model": ("text", "Options"),
     "noise": ("noise", "Options"),
+    **dict.fromkeys(("pathfinder", "pathx"), ("pathfinder", "Options")),
     **dict.fromkeys(("parity", "even_pairs", "cycle", "modular_addition"), ("automata", "Options")),
     **dict.fromkeys(("modular_arithmetic", "modular_arithmetic_brackets"), ("arithmetic", "Options")),
     **{f"word_problem_{group}": ("groups", "Options") for group in GROUPS},
