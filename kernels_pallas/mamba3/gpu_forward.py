@@ -75,7 +75,6 @@ def _all_chunks(heads: tile.Heads, chunks: int, rank: int, refs: list, s: dict, 
         slot, weighted = jax.lax.rem(i, STAGES), _scratch_of(s, thread)[1]
         plgpu.barrier_wait(s["heads arrived"].at[slot])
         plgpu.barrier_wait(s["keys arrived"].at[0])
-        gates = s["gates"].at[slot, thread]
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         make(s, thread, biases)
         plgpu.barrier_arrive(s["keys used"].at[0])
