@@ -61,7 +61,10 @@ class Chrono:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is waiting for data: part of the training time."""
+        """What happens inside is waiting for data: part of the training time.
+
+        Of the host's: a device that still computes the step before does not wait.
+        """
         start = self._now()
         yield
         if self._mark is not None:
