@@ -49,7 +49,7 @@ def prepare(config: ConfigDict) -> Setup:
         raise ValueError("train_steps and train_epochs are both 0: set one of them")
     options = optimizer.options(config.optimizer.to_dict())
     recipe = _recipe(config, task, model, options, optimizer.schedule(options, total, per_epoch))
-    program = replicas.program(recipe, members, devices) if members else single(recipe, *_of(config), *cut)
+    program = replicas.program(recipe, members, devices) if members else single(recipe, *_rate_and_seed(config), *cut)
     return Setup(
         task=task,
         model=model,
@@ -63,7 +63,7 @@ def prepare(config: ConfigDict) -> Setup:
     )
 
 
-def _of(config: ConfigDict) -> tuple[float, int]:
+def _rate_and_seed(config: ConfigDict) -> tuple[float, int]:
     return config.optimizer.learning_rate, config.seed
 
 
@@ -85,7 +85,7 @@ def _recipe(
         return steps.train_step(model, task, tx, seed, config.log_every_steps)(state, batch)
 
     eval_step = steps.eval_step(model, task, config.get("eval_piece_tokens", 0))
-    like = jax.eval_shape(new_state, *_of(config))
+    like = jax.eval_shape(new_state, *_rate_and_seed(config))
     return Recipe(task, config.batch_size, new_state, train_step, eval_step, like)
 
 

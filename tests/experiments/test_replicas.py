@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import statistics
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs.state_tracking import parity
-from experiments import commandline, evaluate, replicas, setup, tasks
+from experiments import commandline, evaluate, memory, replicas, setup, tasks
 from tests.experiments.test_kill import bits, outcome
 from tests.experiments.test_train import lines, validated_task
 
@@ -92,7 +93,7 @@ def test_a_run_stopped_after_a_step(run, tmp_path, monkeypatch, capsys):
     assert float(figures["test_far/accuracy"]) == result["further"]["test_far"]
     assert float(figures["test_far/loss"]) == pytest.approx(last["test_far/loss"], rel=1e-5)
 
-    monkeypatch.setattr(replicas, "memory", lambda devices: 10_000)
+    monkeypatch.setattr(memory, "limit", lambda devices: 10_000)
     assert run(tmp_path / "large", *SIX) == 2
     assert (err := capsys.readouterr().err).startswith("error: 6 replicas need ") and err.count("\n") == 1
     assert [path.name for path in (tmp_path / "large").iterdir()] == [".lock"]
@@ -132,14 +133,24 @@ def test_arrays_are_shared_and_validation_decides(run, tmp_path, monkeypatch):
 def test_as_many_as_an_error_says_fit():
     """And one more does not."""
     step = jax.jit(jax.vmap(lambda x: jnp.sin(x) @ x))
-    fitting = lambda count, limit: replicas.fitting(step, (jnp.ones((count, 64, 64)),), count, 1, limit)  # noqa: E731
-    limit = 5 * replicas.bytes_needed(fitting(1, math.inf))
+    arguments = lambda count: (jnp.ones((count, 64, 64)),)  # noqa: E731
+    fitting = lambda count, limit, step=step: memory.fitting(step, arguments, count, 1, limit)  # noqa: E731
+    limit = 5 * memory.bytes_needed(fitting(1, math.inf))
     with pytest.raises(ValueError, match="^12 replicas need .* GiB of a device's .*: ([45]) would fit") as error:
         fitting(12, limit)
     fit = int(str(error.value).split(": ")[1].split()[0])
     fitting(fit, limit)
     with pytest.raises(ValueError):
         fitting(fit + 1, limit)
+
+    def lower(x):
+        """A compiler that refuses what has no room."""
+        if len(x) > 5:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory")
+        return step.lower(x)
+
+    with pytest.raises(ValueError, match=": 5 would fit"):
+        fitting(12, limit, types.SimpleNamespace(lower=lower))
 
 
 WRONG = {
