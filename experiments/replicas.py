@@ -41,7 +41,7 @@ class Members(NamedTuple):
     seeds: tuple[int, ...]
 
     def __str__(self) -> str:
-        rates, seeds = ({f"{x:.4g}": None for x in each} for each in self)
+        rates, seeds = dict.fromkeys(f"{rate:g}" for rate in self.rates), dict.fromkeys(map(str, self.seeds))
         return f"{len(self.rates)}: learning rates {', '.join(rates)}, each with seeds {', '.join(seeds)}"
 
 

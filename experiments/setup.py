@@ -107,8 +107,8 @@ def restore(run: Workdir) -> tuple[Setup, int, steps.TrainState]:
         return ready, step, state
     best = next((line["replica"] for line in reversed(run.lines()) if line["step"] <= step and "replica" in line), 0)
     alone = prepare(replicas.alone(config, ready.members.rates[best], ready.members.seeds[best]))
-    shardings = jax.tree.map(lambda like: like.sharding, alone.program.like)
-    return alone, step, jax.device_put(replicas.take(state, best), shardings)
+    places = jax.tree.map(lambda like: like.sharding, alone.program.like)
+    return alone, step, jax.device_put(replicas.take(state, best), places)
 
 
 def build_model(options: Mapping[str, Any], task: Task) -> nn.Module:
