@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs.state_tracking import parity
-from experiments import commandline, evaluate, memory, replicas, setup, tasks
+from experiments import commandline, evaluate, memory, plots, replicas, setup, tasks
 from tests.experiments.test_kill import bits, outcome
 from tests.experiments.test_train import lines, validated_task
 
@@ -174,6 +174,20 @@ def test_wrong_fields_are_one_line(run, tmp_path, capsys, field):
 def test_devices_that_do_not_divide_the_replicas(run, tmp_path, capsys):
     assert run(tmp_path / "run", asked((0.1,), 3), "devices=2") == 2
     assert capsys.readouterr().err == "error: 3 replicas are not a multiple of devices=2\n"
+
+
+def test_curves_follow_the_best_replica_of_the_last_figure(monkeypatch):
+    """Not the best of each line; what is not finite is a gap."""
+    figures, each = [], {1: [3.0, 2.0, None], 2: [1.0, 2.0, None]}
+    lines = [
+        {"step": step, "replica": replica, "test/loss": losses[replica], "replicas/test/loss": losses}
+        | {"test/accuracy": 50.0, "replicas/test/accuracy": [50.0, 50.0, None]}
+        for (step, losses), replica in zip(each.items(), (1, 0), strict=True)
+    ]
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plots.curves(None, lines, "title", "accuracy", {"source": ""})
+    drawn = [(line.get_linewidth() > 1, *line.get_ydata()) for line in figures[0].axes[0].lines]
+    np.testing.assert_equal(drawn, [(0, 3, 1), (0, 2, 2), (0, np.nan, np.nan), (1, 3, 1)])
 
 
 def test_median_of_seeds_at_the_best_rate():
