@@ -69,7 +69,8 @@ def publish(config: ConfigDict, figures: Mapping[str, float], model: str, source
 
 
 def smoke(config: ConfigDict, **fields: Any) -> None:
-    """Four steps of a tiny model; fields: of a small task."""
+    """Four steps of a tiny model, of one learning rate and seed; fields: of a small task."""
+    config.replicas = {}
     config.model.update({"width": 8, "depth": 1, "mlp_size": 0})
     sizes = {"head_size": 8, "state_size": 4, "heads": 2, "window": 16}
     for options in config.model.mixers.values():

@@ -59,9 +59,6 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
     # ------------------------------------------------------------------ state: restored or new
     ready = setup.prepare(config)
     task, program, total = ready.task, ready.program, ready.train_steps
-    if ready.members:
-        print(f"replicas {ready.members}", flush=True)
-    train_step = program.make_train_step()
     restored = checkpoint.restore_latest(run.checkpoints, program.like)
     if restored:
         state, start, chrono = restored.state, restored.step, progress.Chrono(restored.extra, config.devices)
@@ -72,6 +69,9 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         state, start, chrono = program.new_state(), 0, progress.Chrono(devices=config.devices)
     if start > total:
         raise ValueError(f"the run is at step {start} already, past its end at {total}")
+    if ready.members:
+        print(f"replicas {ready.members}", flush=True)
+    train_step = program.make_train_step()
     environment = records.environment(command, config.devices)
     run.begin(environment)
     run.rewind(start)
@@ -185,6 +185,8 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
     )
     run.write("result.json", result)
     print(records.sentence(result))
+    if ready.members:
+        print(f"replicas {replicas.sentence(result, ready.members, figure['replica'])}")
     print(f"curves   {run.path / 'curves.png'}")
     print(f"next     {config.get('next') or f'python -m experiments.report --add {run.path}'}")
     return 0

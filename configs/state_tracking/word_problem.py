@@ -5,15 +5,16 @@
 Presets are GROUP,MODEL,SIZE in any order; S3,mamba3,paper where nothing is said.
     GROUP  S3 A4 A5 S5 Z60 A4xZ5
     MODEL  mamba3, mamba2 and others: see configs/state_tracking/parity.py
-    SIZE   paper   words of 20 elements, every prefix scored; tested at 20, 40 and 80
+    SIZE   paper   words of 20 elements, every prefix scored; tested at 20, 40 and 80; three seeds of each of eight
+                   learning rates as one program
            smoke   four steps of a tiny model
 --config.model.depth=1 to 4 and --config.task.lengths="(12,)" --config.task.test_length=12 are the axes of the paper's
 figure 3: which depth reaches an accuracy of 90 % at which length, where a word counts as right if all its prefixes
 are. The figure has no table, so nothing is published here. Its S4 and Mamba need more layers for longer words of A5;
 a layer whose transitions commute, as Mamba-3's rotations do, can follow Z60 and no group that does not.
 The paper trains on up to 10^6 words for up to 500 epochs in batches of 512 with weight decay 0.01 and a learning rate
-of 1e-4, Mamba with width 698; here words are drawn without end, and the width, schedule and steps are those of
-configs/state_tracking/__init__.py.
+of 1e-4, Mamba with width 698; here words are drawn without end, and the width, learning rates, schedule and steps are
+those of configs/state_tracking/__init__.py.
 """
 
 from ml_collections import ConfigDict

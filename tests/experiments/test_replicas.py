@@ -1,9 +1,11 @@
 """Replicas against the ordinary runs that they stand for, and what only they have."""
 
+import dataclasses
 import functools
 import json
 import math
 import statistics
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,9 @@ import numpy as np
 import pytest
 
 from configs.state_tracking import parity
-from experiments import commandline, evaluate, replicas, setup, tasks, train
+from experiments import commandline, evaluate, memory, plots, replicas, setup, tasks
 from tests.experiments.test_kill import bits, outcome
 from tests.experiments.test_train import lines, validated_task
-
-CONFIG = f"--config={parity.__file__}:attention,smoke"
-RATES = (0.002, 0.03)
 
 
 def config(**fields):
@@ -42,100 +41,116 @@ def after_three_steps(config):
 
 
 def test_a_replica_is_the_run_of_its_rate_and_seed():
-    """The last of four on two devices, and one alone: parameters, moments, losses, and so examples and dropout."""
+    """The last of four on two devices: parameters, moments, losses, and so examples and dropout."""
     single = config(seed=4)
-    single.optimizer.learning_rate = RATES[1]
+    single.optimizer.learning_rate = 0.03
     expected, expected_losses = after_three_steps(single)
-    four, losses = after_three_steps(config(replicas={"learning_rates": RATES, "seeds": 2}, seed=3, devices=2))
-    one, loss = after_three_steps(config(replicas={"learning_rates": RATES[1:], "seeds": 1}, seed=4))
+    four, losses = after_three_steps(config(replicas={"learning_rates": (0.002, 0.03), "seeds": 2}, seed=3, devices=2))
     assert len(np.unique(losses[-1])) == 4
     np.testing.assert_allclose(losses[:, 3], expected_losses, rtol=1e-5)
-    np.testing.assert_allclose(loss[:, 0], expected_losses, rtol=1e-5)
-    for state in (replicas.take(four, 3), replicas.take(one, 0)):
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), state, expected)
-
-
-def call(folder, *fields: str) -> int:
-    overrides = [f"--config.{field}" for field in fields]
-    return commandline.run(train.main, ["train", CONFIG, f"--workdir={folder}", *overrides])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), replicas.take(four, 3), expected)
 
 
 def asked(rates, seeds: int) -> str:
     return f"replicas={{'learning_rates': {rates}, 'seeds': {seeds}}}"
 
 
-SIX = (asked((0.01, 1e38, 0.02), 2), "devices=2", "eval_batch_size=8", "log_every_steps=1")
+def with_another_length(options):
+    task = validated_task(options)
+    splits = {"train": task.data["train"], "test": task.data["test"], "test_far": task.data["validation"]}
+    return dataclasses.replace(task, data=splits)
 
 
-def test_a_run_stopped_after_a_step(tmp_path, capsys):
+SIX = (asked((0.1, 1e38, 0.2), 2), "devices=2", "train_steps=6", "eval_every_steps=3", "log_every_steps=1")
+
+
+def test_a_run_stopped_after_a_step(run, tmp_path, monkeypatch, capsys):
     """On two devices, with two replicas whose numbers overflow: bit for bit the same, and the record is the best's."""
-    assert call(tmp_path / "whole", *SIX) == 0
-    assert call(tmp_path / "stopped", *SIX, "time_limit_minutes=1e-9") == 0
-    assert call(tmp_path / "stopped", *SIX) == 0
-    (whole, state), (stopped, stopped_state) = (outcome(tmp_path / name, 4) for name in ("whole", "stopped"))
+    monkeypatch.setattr(tasks, "load", with_another_length)
+    assert run(tmp_path / "whole", *SIX) == 0
+    assert run(tmp_path / "stopped", *SIX, "time_limit_minutes=1e-9") == 0
+    assert run(tmp_path / "stopped", *SIX) == 0
+    (whole, state), (stopped, stopped_state) = (outcome(tmp_path / name, 6) for name in ("whole", "stopped"))
     assert stopped == whole and bits(stopped_state) == bits(state)
-    capsys.readouterr()
 
-    *_, last = (line for line in whole if "test/loss" in line)
-    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    result, last = json.loads((tmp_path / "whole" / "result.json").read_text()), whole[-1]
     entries, best = result["replicas"], last["replica"]
-    assert [(e["learning_rate"], e["seed"]) for e in entries] == [(r, s) for r in (0.01, 1e38, 0.02) for s in (0, 1)]
+    assert [(e["learning_rate"], e["seed"]) for e in entries] == [(r, s) for r in (0.1, 1e38, 0.2) for s in (0, 1)]
     values = [entry["value"] for entry in entries]
-    assert values[2:4] == [None, None] == last["replicas/train/loss" if "loss" in last else "replicas/test/loss"][2:4]
-    assert all(line["replica"] not in (2, 3) for line in whole[2:])
+    assert values == last["replicas/test/accuracy"] and values[2:4] == [None, None]
+    for line in whole[3:]:
+        lists = [value for name, value in line.items() if name.startswith("replicas/")]
+        assert lists and all([x is None for x in each] == [False, False, True, True, False, False] for each in lists)
+        assert line["replica"] not in (2, 3)
     assert result["value"] == values[best] == max(value for value in values if value is not None)
-    assert result["further"] == entries[best]["further"] == {"test_16": last["test_16/scaled_accuracy"]}
+    assert result["further"] == entries[best]["further"] == {"test_far": last["test_far/accuracy"]}
     assert result["median"] == max(statistics.median(values[i : i + 2]) for i in (0, 4))
     assert result["seeds"] == [0, 1] and (tmp_path / "whole" / "curves.png").exists()
 
-    assert commandline.run(evaluate.main, ["evaluate", str(tmp_path / "whole"), "--split=test_16"]) == 0
+    capsys.readouterr()
+    assert commandline.run(evaluate.main, ["evaluate", str(tmp_path / "whole"), "--split=test_far"]) == 0
     figures = dict(zip(*[iter(capsys.readouterr().out.splitlines()[0].split())] * 2, strict=True))
-    assert float(figures["test_16/scaled_accuracy"]) == result["further"]["test_16"]
-    assert float(figures["test_16/loss"]) == pytest.approx(last["test_16/loss"], rel=1e-5)
+    assert float(figures["test_far/accuracy"]) == result["further"]["test_far"]
+    assert float(figures["test_far/loss"]) == pytest.approx(last["test_far/loss"], rel=1e-5)
+
+    monkeypatch.setattr(memory, "limit", lambda devices: 10_000)
+    assert run(tmp_path / "large", *SIX) == 2
+    assert (err := capsys.readouterr().err).startswith("error: 6 replicas need ") and err.count("\n") == 1
+    assert [path.name for path in (tmp_path / "large").iterdir()] == [".lock"]
 
 
-def test_no_replica_left(tmp_path, capsys):
-    assert call(tmp_path, asked((1e38,), 2)) == 1
-    assert ": gradient of " in (error := capsys.readouterr().err.splitlines()[-1]) and "is not finite" in error
+def test_no_replica_left(run, tmp_path, capsys):
+    assert run(tmp_path, asked((1e38,), 2), "train_steps=6", "eval_every_steps=6") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: step ") and "is not finite" in error
     assert not (tmp_path / "result.json").exists()
 
 
 def test_arrays_are_shared_and_validation_decides(run, tmp_path, monkeypatch):
-    """The first of four is the ordinary run, step by step; test is looked at when the best of validation is new."""
+    """The first of four, and one alone, are the ordinary run; test is looked at when validation's best is new."""
     monkeypatch.setattr(tasks, "load", validated_task)
     fields = ("train_steps=8", "eval_every_steps=2", "optimizer.learning_rate=0.01")
-    config = "replicas={'learning_rates': (0.01, 0.1), 'seeds': 2}"
-    assert run(tmp_path / "one", *fields) == run(tmp_path / "four", *fields, "eval_batch_size=4", config) == 0
-    key = "replicas/validation/"
-    one, four = (lines(tmp_path / name) for name in ("one", "four"))
-    single = [line["validation/loss"] for line in one if "validation/loss" in line]
-    np.testing.assert_allclose([line[f"{key}loss"][0] for line in four if f"{key}loss" in line], single, rtol=1e-4)
+    for name, rates, seeds in (("four", (0.01, 0.1), 2), ("one", (0.01,), 1)):
+        assert run(tmp_path / name, *fields, asked(rates, seeds)) == 0
+    assert run(tmp_path / "single", *fields) == 0
+    single, one, four = (lines(tmp_path / name) for name in ("single", "one", "four"))
+    for name in ("validation/loss", "gradient_norm"):
+        column = f"replicas/{name if '/' in name else f'train/{name}'}"
+        expected = [line[name] for line in single if name in line]
+        for several in (one, four):
+            found = [line[column][0] for line in several if column in line]
+            np.testing.assert_allclose(found, expected, rtol=1e-4)
     best = -1.0
-    for line in (line for line in four if f"{key}loss" in line):
-        assert line["validation/accuracy"] == max(line[f"{key}accuracy"])
+    for line in (line for line in four if "validation/loss" in line):
+        assert line["validation/accuracy"] == max(line["replicas/validation/accuracy"])
         assert ("test/accuracy" in line) == (line["validation/accuracy"] > best)
         best = max(best, line["validation/accuracy"])
     result = json.loads((tmp_path / "four" / "result.json").read_text())
-    chosen = max(result["replicas"], key=lambda entry: entry["validation"])
-    assert chosen["validation"] == best and "further" not in chosen
+    assert max(entry["validation"] for entry in result["replicas"]) == best
     assert result["value"] in [e["value"] for e in result["replicas"] if e["validation"] == best]
 
 
-def test_memory(tmp_path, monkeypatch, capsys):
-    """As many as an error says fit do so, and one more does not."""
+def test_as_many_as_an_error_says_fit():
+    """And one more does not."""
     step = jax.jit(jax.vmap(lambda x: jnp.sin(x) @ x))
-    fitting = lambda count, limit: replicas.fitting(step, (jnp.ones((count, 64, 64)),), count, 1, limit)  # noqa: E731
-    limit = 5 * replicas.bytes_needed(fitting(1, math.inf))
+    arguments = lambda count: (jnp.ones((count, 64, 64)),)  # noqa: E731
+    fitting = lambda count, limit, step=step: memory.fitting(step, arguments, count, 1, limit)  # noqa: E731
+    limit = 5 * memory.bytes_needed(fitting(1, math.inf))
     with pytest.raises(ValueError, match="^12 replicas need .* GiB of a device's .*: ([45]) would fit") as error:
         fitting(12, limit)
     fit = int(str(error.value).split(": ")[1].split()[0])
     fitting(fit, limit)
     with pytest.raises(ValueError):
         fitting(fit + 1, limit)
-    monkeypatch.setattr(replicas, "memory", lambda devices: 10_000)
-    assert call(tmp_path / "run", *SIX) == 2
-    assert (err := capsys.readouterr().err).startswith("error: 6 replicas need ") and err.count("\n") == 1
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+    def lower(x):
+        """A compiler that refuses what has no room."""
+        if len(x) > 5:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory")
+        return step.lower(x)
+
+    with pytest.raises(ValueError, match=": 5 would fit"):
+        fitting(12, limit, types.SimpleNamespace(lower=lower))
 
 
 WRONG = {
@@ -150,15 +165,29 @@ WRONG = {
 
 
 @pytest.mark.parametrize("field", WRONG)
-def test_wrong_fields_are_one_line(tmp_path, capsys, field):
-    assert call(tmp_path / "run", field) == 2
+def test_wrong_fields_are_one_line(run, tmp_path, capsys, field):
+    assert run(tmp_path / "run", field) == 2
     out, err = capsys.readouterr()
     assert err.startswith(f"error: {WRONG[field]}") and err.count("\n") == 1 and not out
 
 
-def test_devices_that_do_not_divide_the_replicas(tmp_path, capsys):
-    assert call(tmp_path / "run", asked((0.1,), 3), "devices=2") == 2
+def test_devices_that_do_not_divide_the_replicas(run, tmp_path, capsys):
+    assert run(tmp_path / "run", asked((0.1,), 3), "devices=2") == 2
     assert capsys.readouterr().err == "error: 3 replicas are not a multiple of devices=2\n"
+
+
+def test_curves_follow_the_best_replica_of_the_last_figure(monkeypatch):
+    """Not the best of each line; what is not finite is a gap."""
+    figures, each = [], {1: [3.0, 2.0, None], 2: [1.0, 2.0, None]}
+    lines = [
+        {"step": step, "replica": replica, "test/loss": losses[replica], "replicas/test/loss": losses}
+        | {"test/accuracy": 50.0, "replicas/test/accuracy": [50.0, 50.0, None]}
+        for (step, losses), replica in zip(each.items(), (1, 0), strict=True)
+    ]
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plots.curves(None, lines, "title", "accuracy", {"source": ""})
+    drawn = [(line.get_linewidth() > 1, *line.get_ydata()) for line in figures[0].axes[0].lines]
+    np.testing.assert_equal(drawn, [(0, 3, 1), (0, 2, 2), (0, np.nan, np.nan), (1, 3, 1)])
 
 
 def test_median_of_seeds_at_the_best_rate():
