@@ -64,6 +64,7 @@ def get_config(preset: str = "") -> ConfigDict:
     if size == "fast":
         lra.fast(config, batch_size=256, epochs=80.0)
     elif size == "smoke":
+        config.task.update({"examples": (16, 4, 4)})
         lra.smoke(config, length=1024)
     return config
 

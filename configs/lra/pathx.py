@@ -91,6 +91,7 @@ def get_config(preset: str = "") -> ConfigDict:
     if size == "fast":
         lra.fast(config, batch_size=32, epochs=12.0)
     elif size == "smoke":
+        config.task.update({"examples": (16, 4, 4)})
         lra.smoke(config, length=32 * 32, resolution=32)
     return config
 

@@ -30,7 +30,7 @@ def fake(options):
         ends = ("token", vocabulary, 10 if name == "listops" else 2)
     else:
         cls, size, lengths = ArrayTask, options.get("resolution", 32), None
-        inputs, ends = np.zeros((4, size * size, 1), np.float32), ("continuous", 1, 10 if name == "image" else 2)
+        inputs, ends = np.zeros((4, size, size, 1), np.uint8), ("image", 1, 10 if name == "image" else 2)
     return cls(*ends, "made up", {split: Examples(inputs, targets, lengths) for split in ("train", "test")})
 
 
