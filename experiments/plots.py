@@ -120,16 +120,20 @@ def line(model: str) -> dict[str, str]:
 
 @style()
 def curves(path: pathlib.Path, lines: Sequence[dict], title: str, metric: str, published: Mapping) -> None:
-    """Draws the lines of metrics.jsonl, of all replicas thin; `published` (of the config) becomes a dashed level."""
+    """Draws the lines of metrics.jsonl; `published` (of the config) becomes a dashed level.
+
+    Of replicas all are drawn, thin, and the one that the last figure is of as a run is.
+    """
+    best = next((line.get("replica") for line in reversed(lines) if f"test/{metric}" in line), None)
     figure = _figure(title, 10)
     loss, right = figure.subplots(1, 2)
     for axes, name in ((loss, "loss"), (right, metric)):
         for split, keywords in SPLITS.items():
-            every = f"replicas/{split}/{name}"
+            key, every = name if split == "train" else f"{split}/{name}", f"replicas/{split}/{name}"
+            points = [(line["step"], line[key]) for line in lines if key in line]
             if several := [(line["step"], np.array(line[every], float)) for line in lines if every in line]:
                 axes.plot(*zip(*several, strict=True), color=keywords["color"], lw=0.5, alpha=0.5)
-            key = name if split == "train" else f"{split}/{name}"
-            points = [(line["step"], line[key]) for line in lines if key in line]
+                points = points if best is None else [(step, values[best]) for step, values in several]
             if points:
                 axes.plot(*zip(*points, strict=True), **keywords, label=split)
         axes.set_xlabel("step")

@@ -23,11 +23,12 @@ class Chrono:
     is not counted.
     """
 
-    def __init__(self, state: dict | None = None, now: Callable[[], float] = time.monotonic):
-        self._now = now
+    def __init__(self, state: dict | None = None, devices: int = 1, now: Callable[[], float] = time.monotonic):
+        self._now, self._devices = now, devices
         self._started = now()
         state = state or {"seconds": 0.0, "step_seconds": 0.0, "timed_steps": 0}
         self._before, self._step_seconds = state["seconds"], state["step_seconds"]
+        self._device_seconds_before = state.get("device_seconds", devices * self._before)
         self._timed_steps = state["timed_steps"]
         self._mark: float | None = None  # None until the first step, which compiles, is over
         self._interval = (self._step_seconds, self._timed_steps)
@@ -37,9 +38,15 @@ class Chrono:
     def seconds(self) -> float:
         return self._before + self._now() - self._started
 
+    @property
+    def device_seconds(self) -> float:
+        """Of all devices that were used, which may have been more or fewer before a restart."""
+        return self._device_seconds_before + self._devices * (self._now() - self._started)
+
     def state(self) -> dict:
         return {
             "seconds": self.seconds,
+            "device_seconds": self.device_seconds,
             "step_seconds": self._step_seconds,
             "timed_steps": self._timed_steps,
         }
@@ -61,7 +68,10 @@ class Chrono:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is waiting for data: part of the training time."""
+        """What happens inside is waiting for data: part of the training time.
+
+        Of the host's: a device that still computes the step before does not wait.
+        """
         start = self._now()
         yield
         if self._mark is not None:

@@ -16,9 +16,8 @@ one: by the metric, and of equal ones the one of least loss. Its numbers have an
 import dataclasses
 import functools
 import math
-import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +25,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from experiments import steps
+from experiments import memory, steps
 from experiments.metrics import METRICS
 from experiments.program import Program, Recipe, TrainStep, place
 from experiments.steps import Health
@@ -42,7 +41,7 @@ class Members(NamedTuple):
     seeds: tuple[int, ...]
 
     def __str__(self) -> str:
-        rates, seeds = ({f"{x:.4g}": None for x in each} for each in self)
+        rates, seeds = dict.fromkeys(f"{rate:g}" for rate in self.rates), dict.fromkeys(map(str, self.seeds))
         return f"{len(self.rates)}: learning rates {', '.join(rates)}, each with seeds {', '.join(seeds)}"
 
 
@@ -93,84 +92,57 @@ def take(tree: Any, replica: int) -> Any:
 
 def program(recipe: Recipe, members: Members, devices: Sequence[jax.Device]) -> Program:
     """All replicas at once, cut over the devices. Raises ValueError where these do not divide them."""
-    count, task = len(members.rates), recipe.task
+    count, made = len(members.rates), isinstance(recipe.task, SyntheticTask)
     if count % len(devices):
         raise ValueError(f"{count} replicas are not a multiple of devices={len(devices)}")
-    own, one = PartitionSpec("replicas"), PartitionSpec()
+    each, same = PartitionSpec("replicas"), PartitionSpec()
     mesh = jax.make_mesh((len(devices),), ("replicas",), (AxisType.Auto,), devices=devices)
-    cut, whole = NamedSharding(mesh, own), NamedSharding(mesh, one)
-    over = functools.partial(jax.shard_map, mesh=mesh, out_specs=own, check_vma=False)
+    cut, whole = NamedSharding(mesh, each), NamedSharding(mesh, same)
+    over = functools.partial(jax.shard_map, mesh=mesh, out_specs=each, check_vma=False)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=cut), recipe.like)
     rates = jax.device_put(np.array(members.rates, np.float32), cut)
     seeds = jax.device_put(np.array(members.seeds).astype(np.uint32), cut)
-    made = isinstance(task, SyntheticTask)
-
-    initialise = jax.jit(over(jax.vmap(recipe.new_state), in_specs=(own, own)), out_shardings=cut)
+    new_state = jax.jit(over(jax.vmap(recipe.new_state), in_specs=(each, each)), out_shardings=cut)
     train = jax.vmap(recipe.train_step, (0, 0 if made else None, 0, 0))
-    train = over(train, in_specs=(own, own if made else one, own, own))
-    train = jax.jit(train, donate_argnums=0, out_shardings=cut)
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=cut), recipe.like)
-    names = steps.watched_names(like)
+    train = over(train, in_specs=(each, each if made else same, each, each))
+    batches = functools.partial(_batches, recipe, members.seeds, made, cut if made else whole)
+
+    def make_train_step() -> TrainStep:
+        batch = next(batches(0))
+
+        def arguments(count):
+            few = lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=x.sharding)  # noqa: E731
+            state, *pairs = jax.tree.map(few, (like, rates, seeds))
+            return state, jax.tree.map(few, batch) if made else batch, *pairs
+
+        step = jax.jit(train, donate_argnums=0, out_shardings=cut)
+        compiled = memory.fitting(step, arguments, count, len(devices), memory.limit(len(devices)))
+        return lambda state, batch: compiled(state, batch, rates, seeds)
 
     def read(params, batch_stats, batch, key):
         return jax.lax.map(lambda variables: recipe.eval_step(*variables, batch, key), (params, batch_stats))
 
-    def batches(start: int) -> Iterator[Batch]:
-        several = [task.train_batches(recipe.batch_size, seed, start) for seed in dict.fromkeys(members.seeds)]
-        if not made:
-            return map(functools.partial(place, whole), several[0])
-        return (jax.device_put(_by_replica(each, count), cut) for each in zip(*several, strict=True))
-
-    def make_train_step() -> TrainStep:
-        arguments = like, next(batches(0)), rates, seeds
-        compiled = fitting(train, arguments, count, len(devices), memory(len(devices)))
-        return lambda state, batch: compiled(state, batch, rates, seeds)
-
+    names = steps.watched_names(like)
     return Program(
-        new_state=functools.partial(initialise, rates, seeds),
+        new_state=functools.partial(new_state, rates, seeds),
         like=like,
         make_train_step=make_train_step,
-        eval_step=jax.jit(over(read, in_specs=(own, own, one, one))),
+        eval_step=jax.jit(over(read, in_specs=(each, each, same, same))),
         batches=batches,
         place=functools.partial(place, whole),
         check=functools.partial(check, names=names),
-        line=functools.partial(line, metric=task.metric, names=names),
+        line=functools.partial(line, metric=recipe.task.metric, names=names),
         best=lambda state, line: take(state, line["replica"]),
-        tokens=count * recipe.batch_size * task.length,
+        tokens=count * recipe.batch_size * recipe.task.length,
     )
 
 
-def _by_replica(batches: Sequence[Batch], count: int) -> Batch:
-    """The seeds' batches, one for every replica."""
-    return jax.tree.map(lambda *x: np.stack(x * (count // len(x))), *batches)
-
-
-# Memory --------------------------------------------------------------------------------------------
-
-
-def memory(devices: int) -> int:
-    """Bytes that a program may take on one of the devices; a CPU's, which are simulated, share the machine's."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // devices
-
-
-def fitting(step: Callable, arguments: tuple, count: int, devices: int, limit: int) -> jax.stages.Compiled:
-    """The step, compiled. Raises ValueError where a device of `limit` bytes cannot hold its part of the replicas."""
-    compiled = step.lower(*arguments).compile()
-    needed = bytes_needed(compiled)
-    if needed > limit:
-        fit = int(count * limit / needed) // devices * devices
-        raise ValueError(
-            f"{count} replicas need {needed / 2**30:.3g} GiB of a device's {limit / 2**30:.3g}: {fit} would fit. Take"
-            " fewer config.replicas.learning_rates or seeds, more devices, or a smaller batch_size"
-        )
-    return compiled
-
-
-def bytes_needed(compiled: jax.stages.Compiled) -> int:
-    """Of one device while the program runs: what goes in, what comes out in other places, and between."""
-    use = compiled.memory_analysis()
-    arrays = use.argument_size_in_bytes + use.output_size_in_bytes - use.alias_size_in_bytes
-    return arrays + use.temp_size_in_bytes + use.generated_code_size_in_bytes
+def _batches(recipe: Recipe, seeds: Sequence[int], made: bool, sharding: NamedSharding, start: int) -> Iterator[Batch]:
+    """One batch for all, or with the replica axis where examples are made: each seed's own."""
+    several = [recipe.task.train_batches(recipe.batch_size, seed, start) for seed in dict.fromkeys(seeds)]
+    repeat = lambda *x: np.stack(x * (len(seeds) // len(x)))  # noqa: E731
+    for batch, *others in zip(*several[: None if made else 1], strict=True):
+        yield place(sharding, jax.tree.map(repeat, batch, *others) if made else batch)
 
 
 # Figures -------------------------------------------------------------------------------------------
@@ -227,6 +199,14 @@ def record(figure: Mapping[str, Any], members: Members, metric: str, further: Se
         "median": median(replicas, METRICS[metric].higher_is_better),
         "replicas": replicas,
     }
+
+
+def sentence(result: Mapping[str, Any], members: Members, best: int) -> str:
+    """Which replica a record's figure is, and what the others came to."""
+    show = METRICS[result["metric"]].show
+    middle = "not finite" if result["median"] is None else show(result["median"])
+    which = f"learning rate {members.rates[best]:g}, seed {members.seeds[best]}"
+    return f"best of {len(members.rates)}: {which}; median of a rate's {len(result['seeds'])} seeds {middle}"
 
 
 def median(replicas: Sequence[Mapping[str, Any]], higher_is_better: bool) -> float | None:

@@ -55,7 +55,10 @@ def prepare(config: ConfigDict) -> Setup:
     options = optimizer.options(config.optimizer.to_dict())
     placed = resident.placed(task, residence, whole)
     recipe = _recipe(config, task, placed, model, options, optimizer.schedule(options, total, per_epoch))
-    program = replicas.program(recipe, members, devices) if members else single(recipe, *_of(config), whole, split)
+    if members:
+        program = replicas.program(recipe, members, devices)
+    else:
+        program = single(recipe, *_rate_and_seed(config), whole, split)
     return Setup(
         task=placed,
         model=model,
@@ -69,7 +72,7 @@ def prepare(config: ConfigDict) -> Setup:
     )
 
 
-def _of(config: ConfigDict) -> tuple[float, int]:
+def _rate_and_seed(config: ConfigDict) -> tuple[float, int]:
     return config.optimizer.learning_rate, config.seed
 
 
@@ -97,7 +100,7 @@ def _recipe(
         return steps.train_step(model, placed, tx, seed, config.log_every_steps)(state, batch)
 
     eval_step = steps.eval_step(model, placed, config.get("eval_piece_tokens", 0))
-    like = jax.eval_shape(new_state, *_of(config))
+    like = jax.eval_shape(new_state, *_rate_and_seed(config))
     return Recipe(placed, config.batch_size, new_state, train_step, eval_step, like)
 
 
@@ -119,8 +122,8 @@ def restore(run: Workdir) -> tuple[Setup, int, steps.TrainState]:
         return ready, step, state
     best = next((line["replica"] for line in reversed(run.lines()) if line["step"] <= step and "replica" in line), 0)
     alone = prepare(replicas.alone(config, ready.members.rates[best], ready.members.seeds[best]))
-    shardings = jax.tree.map(lambda like: like.sharding, alone.program.like)
-    return alone, step, jax.device_put(replicas.take(state, best), shardings)
+    places = jax.tree.map(lambda like: like.sharding, alone.program.like)
+    return alone, step, jax.device_put(replicas.take(state, best), places)
 
 
 def build_model(options: Mapping[str, Any], task: Task) -> nn.Module:

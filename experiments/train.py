@@ -59,19 +59,19 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
     # ------------------------------------------------------------------ state: restored or new
     ready = setup.prepare(config)
     task, program, total = ready.task, ready.program, ready.train_steps
-    if ready.members:
-        print(f"replicas {ready.members}", flush=True)
-    train_step = program.make_train_step()
     restored = checkpoint.restore_latest(run.checkpoints, program.like)
     if restored:
-        state, start, chrono = restored.state, restored.step, progress.Chrono(restored.extra)
+        state, start, chrono = restored.state, restored.step, progress.Chrono(restored.extra, config.devices)
         for damage in restored.damaged:
             print(f"warning: passed over a damaged checkpoint, {damage}", file=sys.stderr)
         checkpoint.set_aside(run.checkpoints, newer_than=start)
     else:
-        state, start, chrono = program.new_state(), 0, progress.Chrono()
+        state, start, chrono = program.new_state(), 0, progress.Chrono(devices=config.devices)
     if start > total:
         raise ValueError(f"the run is at step {start} already, past its end at {total}")
+    if ready.members:
+        print(f"replicas {ready.members}", flush=True)
+    train_step = program.make_train_step()
     environment = records.environment(command, config.devices)
     run.begin(environment)
     run.rewind(start)
@@ -176,6 +176,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         value=figure[f"test/{task.metric}"],
         step=figure["step"],
         wall_seconds=round(chrono.seconds, 1),
+        device_seconds=round(chrono.device_seconds, 1),
         tokens_per_second=round(program.tokens / seconds) if seconds else 0,
         parameters=sum(row.count for row in ready.rows),
         data=task.source,
@@ -184,6 +185,8 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
     )
     run.write("result.json", result)
     print(records.sentence(result))
+    if ready.members:
+        print(f"replicas {replicas.sentence(result, ready.members, figure['replica'])}")
     print(f"curves   {run.path / 'curves.png'}")
     print(f"next     {config.get('next') or f'python -m experiments.report --add {run.path}'}")
     return 0

@@ -17,6 +17,8 @@ PATH is github.com/Jakobovski/free-spoken-digit-dataset's folder or its archive:
 of whom are in training and test. 17 of the recordings are longer than 8,192 samples and lose their ends.
 
 No figure is published for these models. The hyperparameters are those of Speech Commands, whose stand-in this is.
+Measured with s4d,demo, on two cores that were shared: 90.33 % of the test in 28 minutes; of every second sample, unseen
+in training, 88.00 % with twice the step and 11.33 % without.
 """
 
 from collections.abc import Callable

@@ -68,7 +68,7 @@ def _of_tar(path, wanted):
                 yield name, archive.extractfile(member).read()
 
 
-def tracked(items: Iterable, title: str, total: int) -> Iterator:
+def tracked(items: Iterable, title: str, total: int | None = None) -> Iterator:
     """The items, with a bar on a terminal."""
     from rich.console import Console
     from rich.progress import track

@@ -7,6 +7,7 @@ A batch is a dict of arrays:
     lengths  int32 (b,), (b, 2) for "retrieval", optional: the positions of each example that count
     weights  float32, shaped as targets, optional: 0 leaves an entry out of loss and metric, 1 scores it
     segments int32 (b, l), optional, for "language_model": which document each token belongs to
+Before `preprocess` inputs may be as they are stored, and a task may send what the device makes a batch of.
 """
 
 import dataclasses

@@ -110,7 +110,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises ValueError naming the file that is not what it should be, or the number of images.
     """
     batches, images, forms = {}, [], set()
-    for name, content in archives.tracked(archives.contents(path, _wanted, REMEDY), "reading CIFAR-10", None):
+    for name, content in archives.tracked(archives.contents(path, _wanted, REMEDY), "reading CIFAR-10"):
         if name.stem in SPLIT_OF and name.suffix in ("", ".bin"):
             where = f"{path}: {name}"
             batches[name.stem] = read_binary(where, content) if name.suffix else read_pickle(where, content)

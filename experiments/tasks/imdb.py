@@ -20,7 +20,6 @@ LABELS = ("neg", "pos")
 REVIEWS = 12_500  # of a label, in train and in test
 VALIDATION_SEED = 0
 ARCHIVES = ("aclImdb_v1.tar.gz", "aclImdb_labelled_patched.tgz")
-URL = "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 REMEDY = "the data set is aclImdb_v1.tar.gz, unpacked or not"
 
 
@@ -39,7 +38,7 @@ class Options:
         if self.data_dir:
             path = archives.locate(self.data_dir, ARCHIVES, REMEDY)
         else:
-            path = archives.download("imdb_reviews", {"archive": URL}, "", f"name data_dir: {REMEDY}")["archive"]
+            (path,) = archives.download("imdb_reviews", f"name data_dir: {REMEDY}").values()
         data = {split: padded(*reviews, self.length) for split, reviews in read(path).items()}
         data = held_back(data, self.validation, VALIDATION_SEED)
         sizes = ", ".join(f"{len(part.targets):,} {split}" for split, part in data.items())

@@ -47,7 +47,7 @@ def read(path: pathlib.Path) -> dict[str, list]:
     Raises ValueError naming a recording that is damaged or listed and not there, a list or a word that is missing.
     """
     lists, recordings = {}, {}
-    for name, content in archives.tracked(archives.contents(path, _wanted, REMEDY), "reading Speech Commands", None):
+    for name, content in archives.tracked(archives.contents(path, _wanted, REMEDY), "reading Speech Commands"):
         if name.suffix == ".txt":
             lists[name.name] = content.decode().split()
         else:

@@ -30,12 +30,13 @@ def test_chrono_leaves_out_compilation_and_pauses_and_goes_on_after_a_restart():
     assert (chrono.interval(), chrono.seconds_per_step, chrono.seconds) == ((1.0, 0.0), 2.5, 156.0)
 
     later = Clock()
-    restarted = progress.Chrono(chrono.state(), now=later)
+    restarted = progress.Chrono(chrono.state(), devices=4, now=later)
     later.time = 30.0
     restarted.step()
     later.time = 40.0
     restarted.step()
     assert (restarted.seconds, restarted.interval(), restarted.seconds_per_step) == (196.0, (10.0, 0.0), 4.0)
+    assert restarted.device_seconds == 156 + 4 * 40
 
 
 def test_waiting_is_a_share_of_the_interval():

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import statistics
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs.state_tracking import parity
-from experiments import commandline, evaluate, replicas, setup, tasks
+from experiments import commandline, evaluate, memory, plots, replicas, setup, tasks
 from tests.experiments.test_kill import bits, outcome
 from tests.experiments.test_train import lines, validated_task
 
@@ -92,7 +93,7 @@ def test_a_run_stopped_after_a_step(run, tmp_path, monkeypatch, capsys):
     assert float(figures["test_far/accuracy"]) == result["further"]["test_far"]
     assert float(figures["test_far/loss"]) == pytest.approx(last["test_far/loss"], rel=1e-5)
 
-    monkeypatch.setattr(replicas, "memory", lambda devices: 10_000)
+    monkeypatch.setattr(memory, "limit", lambda devices: 10_000)
     assert run(tmp_path / "large", *SIX) == 2
     assert (err := capsys.readouterr().err).startswith("error: 6 replicas need ") and err.count("\n") == 1
     assert [path.name for path in (tmp_path / "large").iterdir()] == [".lock"]
@@ -132,14 +133,24 @@ def test_arrays_are_shared_and_validation_decides(run, tmp_path, monkeypatch):
 def test_as_many_as_an_error_says_fit():
     """And one more does not."""
     step = jax.jit(jax.vmap(lambda x: jnp.sin(x) @ x))
-    fitting = lambda count, limit: replicas.fitting(step, (jnp.ones((count, 64, 64)),), count, 1, limit)  # noqa: E731
-    limit = 5 * replicas.bytes_needed(fitting(1, math.inf))
+    arguments = lambda count: (jnp.ones((count, 64, 64)),)  # noqa: E731
+    fitting = lambda count, limit, step=step: memory.fitting(step, arguments, count, 1, limit)  # noqa: E731
+    limit = 5 * memory.bytes_needed(fitting(1, math.inf))
     with pytest.raises(ValueError, match="^12 replicas need .* GiB of a device's .*: ([45]) would fit") as error:
         fitting(12, limit)
     fit = int(str(error.value).split(": ")[1].split()[0])
     fitting(fit, limit)
     with pytest.raises(ValueError):
         fitting(fit + 1, limit)
+
+    def lower(x):
+        """A compiler that refuses what has no room."""
+        if len(x) > 5:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory")
+        return step.lower(x)
+
+    with pytest.raises(ValueError, match=": 5 would fit"):
+        fitting(12, limit, types.SimpleNamespace(lower=lower))
 
 
 WRONG = {
@@ -163,6 +174,20 @@ def test_wrong_fields_are_one_line(run, tmp_path, capsys, field):
 def test_devices_that_do_not_divide_the_replicas(run, tmp_path, capsys):
     assert run(tmp_path / "run", asked((0.1,), 3), "devices=2") == 2
     assert capsys.readouterr().err == "error: 3 replicas are not a multiple of devices=2\n"
+
+
+def test_curves_follow_the_best_replica_of_the_last_figure(monkeypatch):
+    """Not the best of each line; what is not finite is a gap."""
+    figures, each = [], {1: [3.0, 2.0, None], 2: [1.0, 2.0, None]}
+    lines = [
+        {"step": step, "replica": replica, "test/loss": losses[replica], "replicas/test/loss": losses}
+        | {"test/accuracy": 50.0, "replicas/test/accuracy": [50.0, 50.0, None]}
+        for (step, losses), replica in zip(each.items(), (1, 0), strict=True)
+    ]
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plots.curves(None, lines, "title", "accuracy", {"source": ""})
+    drawn = [(line.get_linewidth() > 1, *line.get_ydata()) for line in figures[0].axes[0].lines]
+    np.testing.assert_equal(drawn, [(0, 3, 1), (0, 2, 2), (0, np.nan, np.nan), (1, 3, 1)])
 
 
 def test_median_of_seeds_at_the_best_rate():

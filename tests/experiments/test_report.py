@@ -41,10 +41,10 @@ def test_gpu_seconds_count_devices():
         "published": {"metric": "accuracy", "value": 0.0, "source": ""},
     }
     environment = {"hardware": "4 x NVIDIA H100 80GB HBM3", "command": "c", "versions": {}, "commit": ""}
-    result = records.result(config, environment, wall_seconds=60.0, value=61.234, step=5)
+    result = records.result(config, environment, wall_seconds=60.0, device_seconds=240.0, value=61.234, step=5)
     assert (result["gpu_seconds"], result["published"], result["seeds"]) == (240.0, None, [3])
     assert records.sentence(result) == "test accuracy 61.23 % at step 5; no published figure"
     bits = result | {"metric": "bits_per_byte", "value": 2.0123}
     assert records.sentence(bits) == "test 2.012 bits/byte at step 5; no published figure"
-    on_cpu = records.result(config, environment | {"hardware": "CPU x"}, wall_seconds=60.0)
+    on_cpu = records.result(config, environment | {"hardware": "CPU x"}, wall_seconds=60.0, device_seconds=240.0)
     assert on_cpu["gpu_seconds"] == 0
