@@ -114,12 +114,5 @@ def test_configs_import_only_ml_collections():
     """A config can be read where JAX is not installed."""
     for file in pathlib.Path(smnist.__file__).parent.rglob("*.py"):
         imports = [line.split()[1] for line in file.read_text().splitlines() if line.startswith(("import ", "from "))]
-        assert set(imports) <= {
-            "ml_collections",
-            "configs",
-            "configs.lra",
-            "configs.sequential",
-            "difflib",
-            "collections.abc",
-            "typing",
-        }, file
+        rooms = {name.partition(".")[0] for name in imports}
+        assert rooms <= {"ml_collections", "configs", "difflib", "collections", "typing"}, file
