@@ -25,6 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import commandline, records
+from experiments.memory import limit
 from kernels_pallas.benchmark import copy_bandwidth
 from kernels_pallas.records import append
 from ssm import generation, naming
@@ -132,17 +133,12 @@ def rising(config: ConfigDict, run: Callable[[int], bool]) -> None:
         pass
 
 
-def limit() -> float:
-    """Bytes of the device's memory that JAX may use, where it says so."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
-
-
 def fitting(needed: int, measurement: Callable[[], dict]) -> dict | None:
     """What was measured; None where the device's memory does not hold the bytes needed, or did not hold all of it.
 
     What cannot fit is not tried: an allocation that fails may leave its part of the memory taken.
     """
-    if needed > limit():
+    if needed > limit(devices=1):
         return None
     try:
         return measurement()

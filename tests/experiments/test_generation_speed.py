@@ -116,7 +116,7 @@ def test_memory_that_runs_out_is_no_error_and_any_other_is(monkeypatch):
     assert fitting(0, lambda: fail(f"{FULL}: Out of memory while trying to allocate 3 bytes")) is None
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         fitting(0, lambda: fail("INTERNAL: something else"))
-    monkeypatch.setattr(generation_speed, "limit", lambda: 10)
+    monkeypatch.setattr(generation_speed, "limit", lambda devices: 10)
     assert fitting(11, lambda: fail("INTERNAL: tried")) is None
     assert fitting(10, dict) == {}
 
