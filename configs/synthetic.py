@@ -10,6 +10,7 @@ MIXERS = {
     "mamba2": {"state_size": 64, "head_size": 32},
     "mamba": {"state_size": 16},
     "gated_deltanet": {"state_size": 64, "heads": 2, "head_size": 64},
+    "s4": {"state_size": 64, "length": 256},  # length: that of training, to be set where it is another
     "attention": {"heads": 4, "window": 2048},
 }
 

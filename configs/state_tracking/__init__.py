@@ -51,5 +51,14 @@ def base(preset: str, task: Mapping[str, Any], model: str, *, depth: int) -> Con
     return config
 
 
+def fast(config: ConfigDict, *, lengths: tuple[int, ...], learning_rates: tuple[float, ...]) -> None:
+    """FAST in place of the published set-up, with these stages and rates."""
+    config.task.update({"lengths": lengths, "stage_steps": 800})
+    config.optimizer.weight_decay = 0.01
+    config.replicas = {"learning_rates": learning_rates, "seeds": 3}
+    config.batch_size, config.train_steps = 128, 8000
+    config.eval_every_steps, config.checkpoint_every_steps = 2000, 4000
+
+
 def smoke(config: ConfigDict) -> None:
     synthetic.smoke(config, lengths=(8,), test_length=8, eval_lengths=(16,))

@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 
 from configs import choose, state_tracking, synthetic
 
-SIZES = ("demo", "paper", "smoke")
+SIZES = ("demo", "fast", "paper", "smoke")
 PUBLISHED = {
     "mamba3": 100.0,
     "mamba3_fixed": 1.56,
@@ -55,6 +55,8 @@ def get_config(preset: str = "") -> ConfigDict:
         state_tracking.smoke(config)
     else:
         synthetic.publish(config, PUBLISHED, model, state_tracking.SOURCE)
+    if size == "fast":
+        _fast(config)
     return config
 
 
@@ -71,15 +73,27 @@ def _demo(config: ConfigDict) -> None:
     for options in config.model.mixers.values():
         sizes = {"head_size": 16, "state_size": 16}
         options.update(sizes if "head_size" in options else {})
-    if "mamba3" in config.model.mixers:
-        config.model.mixers.mamba3.update({"dt_min": 0.3, "dt_max": 1.0, "angle_activation": "none"})
-    config.task.update({"lengths": (8, 16, 32), "stage_steps": 300, "scored": "every"})
+    _half_circles(config)
+    config.task.update({"lengths": (8, 16, 32), "stage_steps": 300})
     config.task.update({"test_length": 64, "test_examples": 1024, "eval_lengths": (128, 256)})
-    config.optimizer.update({"learning_rate": 0.005, "weight_decay": 0.01, "b2": 0.95})
-    # Logits stay small, so that the loss goes on asking for turns of exactly half a circle.
-    config.optimizer.groups.head = {"match": "head", "weight_decay": 3.0}
+    config.optimizer.learning_rate = 0.005
     config.batch_size = config.eval_batch_size = 64
     config.train_steps, config.eval_every_steps, config.checkpoint_every_steps = 4000, 500, 2000
     config.log_every_steps = 50
     command = "python -m experiments.train --config=configs/state_tracking/parity.py"
     config.next = f"{command}:mamba2,demo --workdir=runs/parity-mamba2"
+
+
+def _fast(config: ConfigDict) -> None:
+    state_tracking.fast(config, lengths=(8, 16, 40, 80, 160), learning_rates=(0.002, 0.005))
+    _half_circles(config)
+
+
+def _half_circles(config: ConfigDict) -> None:
+    """What makes turns of half a circle quick to find, and exact: every position scored, large angles at the start."""
+    if "mamba3" in config.model.mixers:
+        config.model.mixers.mamba3.update({"dt_min": 0.3, "dt_max": 1.0, "angle_activation": "none"})
+    config.task.scored = "every"
+    config.optimizer.update({"weight_decay": 0.01, "b2": 0.95})
+    # Logits stay small, so that the loss goes on asking for turns of exactly half a circle.
+    config.optimizer.groups.head = {"match": "head", "weight_decay": 3.0}

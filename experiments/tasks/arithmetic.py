@@ -6,8 +6,9 @@ et al. 2025 (arXiv:2411.12537, appendix E) and Mamba-3 (arXiv:2603.15569, append
     0 PAD   1 +   2 -   3 *   4 =     then, without brackets,  5 + d: the digit d < modulus
                                       or, with brackets,       5 (   6 )   7 + d: the digit d < modulus
 
-The target, at "=" alone, is the digit that the expression is equal to. A string is the expression and "=", and its
-length counts both; the published generators count the answer too, and so have one more.
+The target, at "=", is the digit that the expression is equal to. A string is the expression and "=", and its length
+counts both; the published generators count the answer too, and so have one more. With scored="every", in training
+alone, the values of parts are asked for too: at an operator that of what is before it, at ")" that of its bracket.
 
 modular_arithmetic: digits and operators +, -, * in turn, all uniform, * before + and -. A string has an even number
 of tokens: the length drawn, or one less.
@@ -21,7 +22,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from experiments.tasks.synthetic import Example, Strings, SyntheticTask, check_modulus, string
+from experiments.tasks.synthetic import Example, Strings, SyntheticTask, check_modulus, check_scored, string
 
 PLUS, MINUS, TIMES, EQUALS, OPEN, CLOSE = 1, 2, 3, 4, 5, 6
 DIGIT, OPERATOR = 0, -1  # on the stack of what is to be written: 0 a digit, -1 an operator, -2 - t the token t
@@ -31,9 +32,11 @@ DIGIT, OPERATOR = 0, -1  # on the stack of what is to be written: 0 a digit, -1 
 class Options(Strings):
     modulus: int = 5
     multiply: bool = False  # with brackets: * too
+    scored: str = "last"
 
     def load(self) -> SyntheticTask:
         check_modulus(self.name, self.modulus)
+        check_scored(self.scored)
         brackets = self.name == "modular_arithmetic_brackets"
         if self.multiply and not brackets:
             raise ValueError(f"task {self.name}: multiply is for modular_arithmetic_brackets; here * is always there")
@@ -53,12 +56,17 @@ class Options(Strings):
         values = values_of_prefixes(digits, jnp.where(even, 0, operators), self.modulus)
         size = size - size % 2
         inputs = jnp.where(even, 5 + digits, operators).at[size - 1].set(EQUALS)
-        return string(inputs, 5 + jnp.roll(values, 1), size, every=False)
+        return string(inputs, 5 + jnp.roll(values, 1), size, self._parts(~even, train))
 
     def _with_brackets(self, key: jax.Array, size: jax.Array, length: int, train: bool) -> Example:
-        tokens, value = bracketed(key, size - 1, length, self.modulus, TIMES if self.multiply else MINUS)
-        inputs = jnp.where(jnp.arange(length) == size - 1, EQUALS, tokens)
-        return string(inputs, jnp.full(length, 7 + value), size, every=False)
+        tokens, values, value = bracketed(key, size - 1, length, self.modulus, TIMES if self.multiply else MINUS)
+        ends = jnp.arange(length) == size - 1
+        inputs, targets = jnp.where(ends, EQUALS, tokens), 7 + jnp.where(ends, value, values)
+        return string(inputs, targets, size, self._parts(tokens == CLOSE, train))
+
+    def _parts(self, places: jax.Array, train: bool) -> jax.Array:
+        """Those of the places that are scored beside the end."""
+        return places & (train and self.scored == "every")
 
 
 def values_of_prefixes(digits: jax.Array, operators: jax.Array, modulus: int) -> jax.Array:
@@ -78,8 +86,8 @@ def values_of_prefixes(digits: jax.Array, operators: jax.Array, modulus: int) ->
 
 def bracketed(
     key: jax.Array, size: jax.Array, length: int, modulus: int, last_operator: int
-) -> tuple[jax.Array, jax.Array]:
-    """A random expression of `size` tokens in (length,), and its value.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A random expression of `size` tokens in (length,), at each ")" the value of its bracket, and that of the whole.
 
     One stack holds what is still to be written; each turn takes one off it, writes one token, and puts on what must
     follow. Two others hold, for each bracket that is open, its value so far and the operator that waits; a minus of
@@ -103,13 +111,13 @@ def bracketed(
         values = jnp.where(token >= CLOSE, values.at[depth].set(value), values)
         negate = (token == MINUS) & (item != OPERATOR)
         after = todo, later, values, waiting, depth, negate
-        return jax.tree.map(lambda old, new: jnp.where(height == 0, old, new), carry, after), token
+        return jax.tree.map(lambda old, new: jnp.where(height == 0, old, new), carry, after), (token, inner % modulus)
 
     start = jnp.zeros(length + 4, jnp.int32)
     carry = start.at[0].set(size), jnp.int32(1), start, start.at[0].set(PLUS), jnp.int32(0), jnp.bool(False)
     random = jax.random.randint(key, (length, 3), 0, 2**30)
-    (_, _, values, *_), tokens = jax.lax.scan(write, carry, random)
-    return tokens, values[0]
+    (_, _, values, *_), (tokens, inner) = jax.lax.scan(write, carry, random)
+    return tokens, inner, values[0]
 
 
 def _token(item, digit, operator):

@@ -25,11 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.tasks.synthetic import Example, Strings, SyntheticTask, check_modulus, string
-from ssm import naming
-
-SCORED = ("last", "every")
-
+from experiments.tasks.synthetic import Example, Strings, SyntheticTask, check_modulus, check_scored, string
 
 class Automaton(NamedTuple):
     """letters, answers: how many there are, from the modulus; first: the token of answer 0.
@@ -65,9 +61,8 @@ class Options(Strings):
 
     def load(self) -> SyntheticTask:
         check_modulus(self.name, self.modulus)
-        for field in ("scored", "test_scored"):
-            if getattr(self, field) not in SCORED:
-                raise naming.unknown(field, getattr(self, field), SCORED)
+        check_scored(self.scored)
+        check_scored(self.test_scored, "test_scored")
         automaton = AUTOMATA[self.name]
         letters, answers = automaton.letters(self.modulus), automaton.answers(self.modulus)
         return self.strings(

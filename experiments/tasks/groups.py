@@ -19,9 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.tasks.automata import SCORED
-from experiments.tasks.synthetic import Example, Strings, SyntheticTask, string
-from ssm import naming
+from experiments.tasks.synthetic import Example, Strings, SyntheticTask, check_scored, string
 
 
 def symmetric(points: int) -> np.ndarray:
@@ -76,9 +74,8 @@ class Options(Strings):
     test_scored: str = "every"
 
     def load(self) -> SyntheticTask:
-        for field in ("scored", "test_scored"):
-            if getattr(self, field) not in SCORED:
-                raise naming.unknown(field, getattr(self, field), SCORED)
+        check_scored(self.scored)
+        check_scored(self.test_scored, "test_scored")
         group = self.name.removeprefix("word_problem_")
         products = table(GROUPS[group]())
 

@@ -20,6 +20,7 @@ from experiments.tasks.base import Batch
 from ssm import naming
 
 PAD = 0  # the token after the end of a string, and the target where nothing is scored
+SCORED = ("last", "every")  # positions of a string
 METRICS = ("accuracy", "scaled_accuracy", "sequence_accuracy")
 
 
@@ -235,10 +236,15 @@ def check_modulus(name: str, modulus: int) -> None:
         raise ValueError(f"task {name}: modulus={modulus} must be between 2 and 1024")
 
 
-def string(inputs: jax.Array, targets: jax.Array, size: jax.Array, every: bool) -> Example:
-    """The first `size` tokens, scored at the last of them, or at every one."""
+def check_scored(value: str, field: str = "scored") -> None:
+    if value not in SCORED:
+        raise naming.unknown(field, value, SCORED)
+
+
+def string(inputs: jax.Array, targets: jax.Array, size: jax.Array, every: bool | jax.Array) -> Example:
+    """The first `size` tokens, scored at the last of them, and at every one, or at those that a mask (l,) names."""
     position = jnp.arange(len(inputs))
     real = position < size
-    scored = real if every else position == size - 1
+    scored = (position == size - 1) | (real & every)
     tokens = jnp.where(real, inputs, PAD), jnp.where(scored, targets, PAD)
     return Example(*(x.astype(jnp.int32) for x in tokens), scored.astype(jnp.float32))

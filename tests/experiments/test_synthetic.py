@@ -92,6 +92,28 @@ def test_arithmetic(name):
     assert len(set(answers)) == 5
 
 
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_parts_of_an_expression(name):
+    """In training: before an operator Python's value of what is before it, at ")" of its bracket; "=" alone in tests."""
+    symbols, options = EXPRESSIONS[name]
+    kind = name if name in tasks.TASKS else "modular_arithmetic_brackets"
+    task = load(kind, lengths=(20,), min_length=2, test_length=20, scored="every", **options)
+    checked = 0
+    for tokens, targets, weights in rows(task, 128):
+        text = "".join(symbols[token] for token in tokens).rstrip("?")
+        asks = "+-*=" if kind == "modular_arithmetic" else ")="
+        assert np.flatnonzero(weights).tolist() == [i for i, symbol in enumerate(text) if symbol in asks]
+        for i in np.flatnonzero(weights):
+            part = text[:i]
+            if text[i] == ")":
+                start = next(j for j in range(i, -1, -1) if part[j:].count("(") > part[j:].count(")"))
+                part = part[start + 1 :]
+            assert targets[i] == task.input_size - 5 + eval(part) % 5, (text, i)
+            checked += text[i] != "="
+    assert checked > 128
+    assert (np.asarray(batch(task, 8, "test")["weights"]).sum(1) == 1).all()
+
+
 def test_brackets_nest_as_deep_as_the_length_allows():
     depths = []
     for tokens, _, _ in rows(load("modular_arithmetic_brackets", lengths=(100,), min_length=0), 64):
