@@ -69,6 +69,14 @@ def publish(config: ConfigDict, figures: Mapping[str, float], model: str, source
         config.published.update({"value": figures[model], "source": source})
 
 
+def fast(config: ConfigDict, *, learning_rates: tuple[float, ...], seeds: int, steps: int) -> None:
+    """Few steps at large rates: a warm-up over a tenth of them, then a cosine, gradients clipped at 1."""
+    config.optimizer.update({"schedule": "cosine", "warmup_percent": 10.0, "clip_norm": 1.0})
+    config.replicas = {"learning_rates": learning_rates, "seeds": seeds}
+    config.train_steps = steps
+    config.eval_every_steps = config.checkpoint_every_steps = steps // 4
+
+
 def smoke(config: ConfigDict, **fields: Any) -> None:
     """Four steps of a tiny model, of one learning rate and seed; fields: of a small task."""
     config.replicas = {}

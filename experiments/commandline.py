@@ -58,8 +58,7 @@ def _raised_here(error: ValueError) -> bool:
 
 
 class Sweep(NamedTuple):
-    file: str
-    presets: list[str]
+    configs: dict[str, str]  # of each run the folder in workdir, and FILE.py:PRESET
     workdir: str
     rest: list[str]  # flags for every run
 
@@ -73,16 +72,42 @@ def parse(argv: Sequence[str], usage: str) -> Arguments:
 
 
 def parse_sweep(argv: Sequence[str], usage: str) -> Sweep:
-    """The presets that `sweep(add, PRESET)` of the config's file adds. Raises as `parse`, and where it has none."""
+    """The presets that `sweep(add, PRESET)` of a config's file adds, or of all those files in a folder.
+
+    A folder's __init__.py may name them, without .py: TABLE = ("parity", "arithmetic").
+    Raises as `parse`, and where there is no sweep.
+    """
     values, overrides = _read(argv, usage)
-    module, file, preset = config_module(values.config)
-    if not hasattr(module, "sweep"):
-        raise ValueError(f"{file} has no sweep")
-    presets = []
-    with _named(file):
-        module.sweep(presets.append, *preset)
+    name, colon, preset = values.config.partition(":")
+    folder, configs = pathlib.Path(name), {}
+    if folder.is_dir():
+        for file in _table(folder):
+            for run in _presets(f"{file}{colon}{preset}"):
+                configs[f"{file.stem}/{run.replace(',', '-')}"] = f"{file}:{run}"
+    else:
+        configs = {run.replace(",", "-"): f"{name}:{run}" for run in _presets(values.config)}
+    if not configs:
+        raise ValueError(f"{name} has no sweep")
     allow = ["--allow_config_change"] if values.allow_config_change else []
-    return Sweep(file, presets, values.workdir, [*overrides, *allow])
+    return Sweep(configs, values.workdir, [*overrides, *allow])
+
+
+def _table(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a folder whose sweeps are its table, in their order."""
+    package = folder / "__init__.py"
+    if package.is_file() and (table := getattr(config_module(str(package))[0], "TABLE", ())):
+        return [folder / f"{stem}.py" for stem in table]
+    return [file for file in sorted(folder.glob("*.py")) if file != package]
+
+
+def _presets(config: str) -> list[str]:
+    """What the sweep of a config adds; [] where it has none."""
+    module, file, preset = config_module(config)
+    presets: list[str] = []
+    if hasattr(module, "sweep"):
+        with _named(file):
+            module.sweep(presets.append, *preset)
+    return presets
 
 
 def _read(argv: Sequence[str], usage: str) -> tuple[flags.FlagValues, list[str]]:

@@ -24,9 +24,16 @@ TRAIN_LINES = 200  # of metrics.jsonl, that a record keeps
 
 
 def add(run: workdir.Workdir, results: pathlib.Path) -> pathlib.Path:
-    """Copies result.json, config.json and a thinned metrics.jsonl; returns the record's folder."""
+    """Copies result.json, config.json and a thinned metrics.jsonl; returns the record's folder.
+
+    Raises ValueError where that holds the record of another config.
+    """
     result = finished(run)
     folder = results / result["task"] / f"{result['model'].replace(' ', '+')}-{result['preset']}"
+    if changes := workdir.Workdir(folder, run.config).changes():
+        raise ValueError(
+            f"{folder} is of another config: {workdir.first(changes)}. Remove it, or train with --config.preset=NAME"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     workdir.write(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in thin(run.lines())))
     for name, value in (("config", run.config), ("result", result)):

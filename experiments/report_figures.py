@@ -76,16 +76,16 @@ def _chance(cell: Cell) -> dict[str, float]:
 
 
 def _widths(cells: Sequence[Cell]) -> list[plots.Panel]:
-    found: dict[int, dict[str, list[tuple[int, float]]]] = {}
+    found: dict[tuple[int, str], dict[str, list[tuple[int, float]]]] = {}
     for cell in cells:
-        series = found.setdefault(cell.config["task"]["length"], {})
+        series = found.setdefault((cell.config["task"]["length"], cell.size.partition("_")[0]), {})
         series.setdefault(cell.model, []).append((cell.config["model"]["width"], cell.result["value"]))
     return [
         plots.Panel(
             "width of the model (channels)",
             cells[0].measure,
             {name: sorted(points) for name, points in series.items()},
-            f"{length:,} tokens",
+            f"{length:,} tokens ({size})",
         )
-        for length, series in sorted(found.items())
+        for (length, size), series in sorted(found.items())
     ]

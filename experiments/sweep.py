@@ -1,9 +1,11 @@
 """Trains every member of a config's sweep, one after another, and prints their table.
 
     python -m experiments.sweep --config=configs/language_model.py:shakespeare --workdir=runs/shakespeare
+    python -m experiments.sweep --config=configs/state_tracking:fast --workdir=runs/state_tracking
 
-Each run has its own folder in --workdir and continues as `experiments.train` does; --config.FIELD=VALUE is
-for all of them.
+A folder's configs are swept one after another, with the preset for all of them. Each run has its own folder in
+--workdir and continues as `experiments.train` does, so the same command goes on where it was stopped, and trains
+nothing that is finished; --config.FIELD=VALUE is for all of them.
 """
 
 import pathlib
@@ -19,14 +21,15 @@ from experiments.workdir import Workdir
 def main(argv: Sequence[str]) -> int:
     arguments = commandline.parse_sweep(argv, __doc__)
     workdirs = []
-    for preset in arguments.presets:
-        workdir = pathlib.Path(arguments.workdir) / preset.replace(",", "-")
-        status = train.main(["train", f"--config={arguments.file}:{preset}", f"--workdir={workdir}", *arguments.rest])
+    for place, config in arguments.configs.items():
+        workdir = pathlib.Path(arguments.workdir) / place
+        status = train.main(["train", f"--config={config}", f"--workdir={workdir}", *arguments.rest])
         if status:
             return status
         workdirs.append(workdir)
     runs = [Workdir.opened(workdir) for workdir in workdirs]
     print(report_tables.runs([record(finished(run), run.config) for run in runs]))
+    print(f"\nnext     python -m experiments.report --add {' '.join(map(str, workdirs))}")
     return 0
 
 

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 # What may differ when a run is continued: it does not change the result, or by rounding alone.
@@ -33,6 +33,11 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, Mapping) and value
         flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
+
+
+def first(changes: Sequence[str]) -> str:
+    """Three of them, and how many more there are."""
+    return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
 
 
 class Workdir:
@@ -141,8 +146,7 @@ def claim(path: str, config: Mapping, *, allow_config_change: bool = False) -> I
         run = Workdir(folder, config)
         if (changes := run.changes()) and not allow_config_change:
             raise ValueError(
-                f"--workdir={path} was made by another config: {'; '.join(changes[:3])}"
-                f"{f'; and {len(changes) - 3} more' if len(changes) > 3 else ''}."
+                f"--workdir={path} was made by another config: {first(changes)}."
                 " Name another --workdir, or continue it with --allow_config_change"
             )
         yield run

@@ -9,6 +9,8 @@ the preset's group, and without one in it on every group, in the preset's size.
     MODEL  mamba3, mamba2 and others: see configs/state_tracking/parity.py
     SIZE   paper   words of 20 elements, every prefix scored; tested at 20, 40 and 80; three seeds of each of eight
                    learning rates as one program
+           fast    words of up to 5, then 10 and 20 elements, with the rates and steps of
+                   configs/state_tracking/__init__.py
            smoke   four steps of a tiny model
 --config.model.depth=1 to 4 and --config.task.lengths="(12,)" --config.task.test_length=12 are the axes of the paper's
 figure 3: which depth reaches an accuracy of 90 % at which length, where a word counts as right if all its prefixes
@@ -26,7 +28,7 @@ from ml_collections import ConfigDict
 from configs import choose, state_tracking
 
 GROUPS = ("S3", "A4", "A5", "S5", "Z60", "A4xZ5")
-SIZES = ("paper", "smoke")
+SIZES = ("paper", "fast", "smoke")
 CONTROLS = ("mamba2", "mamba3", "deltanet_negative")  # transitions that decay, that turn, and that reflect
 
 
@@ -46,7 +48,10 @@ def get_config(preset: str = "") -> ConfigDict:
     config = state_tracking.base(size, fields, model, depth=1)
     config.batch_size = 512
     config.optimizer.weight_decay = 0.01
-    if size == "smoke":
+    if size == "fast":
+        state_tracking.fast(config, lengths=(5, 10, 20), learning_rates=(0.001, 0.003))
+        config.batch_size = 512
+    elif size == "smoke":
         state_tracking.smoke(config)
     return config
 

@@ -80,7 +80,7 @@ def values_of_prefixes(digits: jax.Array, operators: jax.Array, modulus: int) ->
         product = jnp.where(operator == 0, product * digit, starts) % modulus
         return (total, product), (total + product) % modulus
 
-    _, values = jax.lax.scan(read, (jnp.int32(0), jnp.int32(1)), (digits, operators))
+    _, values = jax.lax.scan(read, (jnp.int32(0), jnp.int32(1)), (digits, operators), unroll=16)
     return values
 
 
@@ -102,13 +102,13 @@ def bracketed(
         todo, later = _put(todo, height - 1, item, 1 + left)
 
         depth = depth + (token == OPEN)
-        values = jnp.where(token == OPEN, values.at[depth].set(0), values)
+        values = jnp.where(token == OPEN, _set(values, depth, 0), values)
         waits = jnp.where(token == OPEN, PLUS, jnp.where(item == OPERATOR, token, waiting[depth]))
-        waiting = waiting.at[depth].set(waits)
+        waiting = _set(waiting, depth, waits)
         inner = jnp.where(token == CLOSE, values[depth], jnp.where(negate, -digit, digit))
         depth = depth - (token == CLOSE)
         value = _apply(waiting[depth], values[depth], inner) % modulus
-        values = jnp.where(token >= CLOSE, values.at[depth].set(value), values)
+        values = jnp.where(token >= CLOSE, _set(values, depth, value), values)
         negate = (token == MINUS) & (item != OPERATOR)
         after = todo, later, values, waiting, depth, negate
         return jax.tree.map(lambda old, new: jnp.where(height == 0, old, new), carry, after), (token, inner % modulus)
@@ -134,8 +134,13 @@ def _put(todo, height, item, left):
     rest = jnp.where(item >= 5, split, rests[jnp.clip(item - 2, 0, 2)])
     count = jnp.where(item >= 5, 4, jnp.clip(item - 1, 0, 3))
     for i in range(4):
-        todo = jnp.where(i < count, todo.at[height + i].set(rest[i]), todo)
+        todo = jnp.where(i < count, _set(todo, height + i, rest[i]), todo)
     return todo, height + count
+
+
+def _set(stack, place, value):
+    """A select, which fuses with its neighbours; a scatter is a kernel of its own on GPUs."""
+    return jnp.where(jnp.arange(len(stack)) == place, value, stack)
 
 
 def _apply(operator, left, right):

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from experiments.tasks.synthetic import Example, Strings, SyntheticTask, check_modulus, check_scored, string
 
+
 class Automaton(NamedTuple):
     """letters, answers: how many there are, from the modulus; first: the token of answer 0.
 

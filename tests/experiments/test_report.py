@@ -27,6 +27,14 @@ def test_a_finished_run_becomes_a_record_and_a_row(run, tmp_path, monkeypatch, c
     assert (row["parameters"], row["tokens/s"]) == tuple(f"{result[k]:,}" for k in ("parameters", "tokens_per_second"))
     assert row["command"] == f"`{result['command']}`" and row["time"].startswith("0:00:")
     assert row["hardware"] == result["hardware"] == records.hardware(1)
+    there = json.loads((record / "config.json").read_text())
+    for field, value, status in (("devices", 2, 0), ("seed", 7, 2)):
+        (record / "config.json").write_text(json.dumps(there | {field: value}))
+        assert commandline.run(report.main, ["report", "--add", str(tmp_path / "run")]) == status
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {record} is of another config: seed is 7 there and 0 here. Remove it, or train")
+    assert json.loads((record / "config.json").read_text())["seed"] == 7, "it is left as it was"
+
     assert commandline.run(report.main, ["report", "smnits"]) == 2
     assert "unknown report 'smnits'; did you mean 'smnist'?" in capsys.readouterr().err
 

@@ -19,9 +19,10 @@ PRESETS = [
     *((word_problem, f"{group},mamba2") for group in word_problem.GROUPS),
     (word_problem, "smoke"),
     *((module, f"{model},smoke") for module in (selective_copying, needle) for model in ("mamba", "attention")),
+    *((selective_copying, f"s4,{size}") for size in selective_copying.SIZES),
     *((module, size) for module in (selective_copying, needle) for size in module.SIZES),
     *((induction_heads, f"{model},paper") for model in induction_heads.MODELS),
-    (induction_heads, "smoke"),
+    *((induction_heads, size) for size in ("fast", "smoke")),
     *((mqar, f"mamba2,{size}") for size in mqar.SIZES),
     *((mqar, f"{model},l256,{width}") for model in ("attention", "mamba2_n16") for width in ("d32", "d256")),
 ]
@@ -47,11 +48,15 @@ def test_the_published_set_up():
     assert fixed.preset == "mamba3_fixed-paper", "a record's folder is its model's and its preset's"
 
 
-@pytest.mark.parametrize(("pattern", "metric"), [("mamba3 attention", "sequence_accuracy"), ("mamba2", "accuracy")])
+PIECES = [("mamba3 attention", "sequence_accuracy"), ("mamba2", "accuracy"), ("s4", "accuracy")]
+
+
+@pytest.mark.parametrize(("pattern", "metric"), PIECES)
 def test_pieces_say_what_the_whole_says(pattern, metric):
     """21 positions in pieces of 8; fails where the state is not carried, or a row's pieces are judged one by one."""
     task = load("parity", metric=metric, test_length=21, test_scored="every", test_examples=3)
     mixers = {"attention": {"window": 16}, **dict.fromkeys(("mamba2", "mamba3"), {"head_size": 4, "state_size": 8})}
+    mixers["s4"] = {"state_size": 8, "length": 16}
     names = pattern.split()
     model = LanguageModel(
         3, width=8, depth=len(names), pattern=pattern, mixers={name: mixers[name] for name in names}, mlp_size=0

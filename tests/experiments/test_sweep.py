@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from configs import language_model
+from configs import language_model, state_tracking
 from experiments import commandline, sweep, tasks
 from tests.oracles import assert_close
 
@@ -38,7 +38,8 @@ def test_a_sweep_trains_its_table_and_continues(text, tmp_path, capsys):
     config = tmp_path / "two.py"
     config.write_text(TWO)
     assert call(config, text, tmp_path, "train_steps=3") == 0
-    table = capsys.readouterr().out.splitlines()[-4:]
+    *table, _, following = capsys.readouterr().out.splitlines()[-6:]
+    assert following.endswith(f"experiments.report --add {tmp_path}/attention-smoke {tmp_path}/s5-smoke")
     assert [row.split("|")[2].strip() for row in table[2:]] == ["attention (smoke)", "s5 (smoke)"]
     for model, row in zip(("attention", "s5"), table[2:], strict=True):
         folder = tmp_path / f"{model}-smoke"
@@ -52,8 +53,28 @@ def test_a_sweep_trains_its_table_and_continues(text, tmp_path, capsys):
         assert last["sample"].startswith(opening) and len(last["sample"]) > len(opening)
     assert call(config, text, tmp_path, "train_steps=3") == 0
     again = capsys.readouterr().out
-    assert again.count("finished already") == 2 and again.splitlines()[-4:] == table
+    assert again.count("finished already") == 2 and again.splitlines()[-6:-2] == table
     assert call(config, text, tmp_path, "train_steps=x") == 2
+
+
+def test_a_folder_is_swept_as_its_table_says(tmp_path):
+    """Each file's runs in a folder of its own; the published table of state tracking is one command."""
+
+    def parse(config):
+        return commandline.parse_sweep(["sweep", f"--config={config}", "--workdir=runs"], "").configs
+
+    folder = pathlib.Path(state_tracking.__file__).parent
+    table = parse(f"{folder}:fast")
+    assert len(table) == 5 + 10
+    assert table["arithmetic/plain-mamba3-fast"] == f"{folder}/arithmetic.py:plain,mamba3,fast"
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(TWO)
+    (tmp_path / "none.py").write_text("def get_config(): pass")
+    assert list(parse(f"{tmp_path}:smoke")) == [f"{a}/{b}-smoke" for a in ("one", "two") for b in ("attention", "s5")]
+    (tmp_path / "__init__.py").write_text('TABLE = ("two",)')
+    assert list(parse(f"{tmp_path}:smoke").values()) == [
+        f"{tmp_path}/two.py:{name},smoke" for name in ("attention", "s5")
+    ]
 
 
 def test_a_config_without_a_sweep_is_named(tmp_path, capsys):

@@ -94,7 +94,7 @@ def test_arithmetic(name):
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_parts_of_an_expression(name):
-    """In training: before an operator Python's value of what is before it, at ")" of its bracket; "=" alone in tests."""
+    """In training Python's value of what is before an operator, or of the bracket that closes; in tests "=" alone."""
     symbols, options = EXPRESSIONS[name]
     kind = name if name in tasks.TASKS else "modular_arithmetic_brackets"
     task = load(kind, lengths=(20,), min_length=2, test_length=20, scored="every", **options)
