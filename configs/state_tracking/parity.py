@@ -12,8 +12,8 @@ published table with the preset's size.
                                     transitions with eigenvalues from -1 to 1
            mamba2 mamba gated_deltanet attention
     SIZE   demo   one layer of width 32, strings of up to 32 bits, tested at 64; minutes on two CPU cores
-           fast   ours, for a table in half an hour: the demo's training at width 64, on strings of 3 to 8 bits, then 16,
-                  40, 80 and 160; tested at 256; see configs/state_tracking/__init__.py
+           fast   ours, for a table in half an hour: the demo's training at width 64, on strings of 3 to 8 bits, then
+                  16, 40, 80 and 160; tested at 256; see configs/state_tracking/__init__.py
            paper  one layer of width 64, strings of 3 to 40 bits, then to 80, 120 and 160; tested at 256; three seeds of
                   each of eight learning rates as one program
            smoke  four steps of a tiny model
