@@ -29,6 +29,8 @@ The demo scores every position while it trains, and the last one in the test as 
 time. Half a circle is learnt to a few thousandths, which is enough for 64 bits and seldom for 128; between, an
 evaluation may be far below. With 3,000 steps and a third of the head's decay one of six runs ended at 85.35.
 Mamba with eigenvalues from -1 to 1, in 3,000 steps, is right at 256 bits too.
+Of fast, scaled down to one replica, batches of 32 and a rate of 0.005: Mamba-3, strings of up to 64 bits, 2,500 steps:
+100.00 at 128; Gated DeltaNet with width 32, 16 states and up to 32 bits, 1,500 steps: 100.00 at 64 and at 128.
 """
 
 from collections.abc import Callable
