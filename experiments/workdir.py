@@ -70,12 +70,15 @@ class Workdir:
         write(self.path / name, json.dumps(value, indent=2) + "\n")
 
     def changes(self) -> list[str]:
-        """What differs between the folder's config.json and this run's config, one phrase per field."""
+        """What differs between the folder's config.json and this run's config, one phrase per field.
+
+        A field that is absent is as one that is empty or 0: an older run knows not of it.
+        """
         there, here = flatten(self.read("config.json") or self.config), flatten(self.config)
         return [
             f"{field} is {there.get(field, 'absent')} there and {here.get(field, 'absent')} here"
             for field in sorted(there | here)
-            if field not in UNCHECKED and there.get(field) != here.get(field)
+            if field not in UNCHECKED and (there.get(field) or None) != (here.get(field) or None)
         ]
 
     def begin(self, environment: dict) -> None:

@@ -28,7 +28,7 @@ def test_a_finished_run_becomes_a_record_and_a_row(run, tmp_path, monkeypatch, c
     assert row["command"] == f"`{result['command']}`" and row["time"].startswith("0:00:")
     assert row["hardware"] == result["hardware"] == records.hardware(1)
     there = json.loads((record / "config.json").read_text())
-    for field, value, status in (("devices", 2, 0), ("seed", 7, 2)):
+    for field, value, status in (("devices", 2, 0), ("since_gone", {}, 0), ("seed", 7, 2)):
         (record / "config.json").write_text(json.dumps(there | {field: value}))
         assert commandline.run(report.main, ["report", "--add", str(tmp_path / "run")]) == status
     error = capsys.readouterr().err
