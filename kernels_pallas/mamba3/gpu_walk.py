@@ -5,13 +5,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.mamba3 import gpu_angles
 from kernels_pallas.mamba3 import gpu_tiles as keys
-from kernels_pallas.mamba3.gpu_tiles import BLOCK, GATES, STRICT, SUMS, matrix
+from kernels_pallas.mamba3.gpu_tiles import BLOCK, GATES, RATE, STRICT, SUMS, matrix
 from kernels_pallas.partition import over_batch
 from kernels_pallas.ssd import gpu_tiles as tile
 from kernels_pallas.ssd.gpu_tiles import ROWS, Q
@@ -21,32 +20,41 @@ STAGES = 2
 
 
 class Chunks(NamedTuple):
-    """A call as the kernels take it, its sequences cut into segments where few heads walk; theta in turns."""
+    """A call as the kernels take it, its sequences cut into segments where few heads walk."""
 
     segments: Segments
     gates: jax.Array
     B: jax.Array
     C: jax.Array
-    angles: jax.Array  # of `gpu_angles`
+    angles: jax.Array | None  # of `gpu_angles`
     B_bias: jax.Array
     C_bias: jax.Array
     theta: jax.Array
+    starts: jax.Array
     seen: jax.Array | None  # resets from the start of its chunk up to every lane
 
     AXES = "b l h p, b h c i q, b l g n, b l g n, b l h s, h r n, h r n"  # of `arrays`
 
     @classmethod
-    def of(cls, x, gates, BC, biases, theta, starts, resets, rank: int) -> "Chunks":
-        """Arguments as in `gpu_core.fused`."""
+    def of(cls, x, gates, BC, biases, theta, starts, resets) -> "Chunks":
+        """But for the angles; arguments as in `gpu_core.fused`."""
         segments = Segments.of(x)
         cut, (a, later, own, rate) = segments.cut, gates
         seen = None if resets is None else jnp.cumsum(resets.astype(jnp.int32).reshape(len(x), -1, Q), 2)
+        seen = None if resets is None else seen.reshape(x.shape[:2])
         of_chunks = lambda v: jnp.moveaxis(cut(v).reshape(len(x) * segments.count, -1, Q, v.shape[2]), 3, 1)  # noqa: E731
         gates = jnp.concatenate([segments.gates(a, later), jnp.stack(list(map(of_chunks, (own, rate))), 3)], 3)
-        turned = over_batch(lambda *v: (gpu_angles.angles(*v, rank=rank),), "b l h, b l s, b c h s", "b l h s")
-        B, C, theta, *given = map(cut, (*BC, theta, rate, theta, starts))
-        turns, seen = theta * np.float32(0.5 / np.pi), None if seen is None else cut(seen.reshape(x.shape[:2]))
-        return cls(segments, gates, B, C, *turned(*given), *biases, turns, seen)
+        return cls(segments, gates, *map(cut, BC), None, *biases, *map(cut, (theta, starts, seen)))
+
+    def turned(self, rank: int) -> "Chunks":
+        """With the angles."""
+        run = over_batch(lambda *v: (gpu_angles.angles(*v, rank=rank),), "b l h, b l s, b c h s", "b l h s")
+        return self._replace(angles=run(self.rate(), self.theta, self.starts)[0])
+
+    def rate(self) -> jax.Array:
+        """(b, l, h), as it was given."""
+        rate = jnp.moveaxis(self.gates[:, :, :, RATE], 1, 3)
+        return rate.reshape(*self.theta.shape[:2], -1)
 
     def arrays(self, x) -> tuple:
         return self.segments.cut(x), *self[1:7]
