@@ -188,8 +188,7 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
             refs = dx_ref.at[b, rows, head], sums_ref.at[b, head, chunk]
             totals = visit(side._replace(slot=slot, head=head), refs, totals)
             plgpu.barrier_arrive(s["heads used"].at[slot])
-            plgpu.barrier_arrive(s["states used"].at[0])
-            tile.meet(s["over"])
+            plgpu.barrier_wait(s["over"])
             return totals
 
         of_keys, of_theta = jax.lax.fori_loop(0, steps, step, totals)
@@ -223,6 +222,23 @@ def _make(side: Side) -> None:
     tile.meet(side.s["made"])
 
 
+def _from_states(side: Side, rows: str, states: str, places: list, last: bool) -> tuple:
+    """Of a block of planes the cotangents by what crosses an end of the chunk; after the last, states are done with."""
+    bars = tile.products(*((side.now(rows), side.constant(states).at[at].T) for at in places))
+    if last:
+        plgpu.barrier_arrive(side.s["states used"].at[0])
+    return bars
+
+
+def _from_scores(side: Side, bars: list, scores, places: list, last: bool) -> tuple:
+    """With those by the scores; after the last, the other's key is done with."""
+    others = (side.other("key").at[:, at] for at in places)
+    bars = tile.accumulate(*((bar, scores, key) for bar, key in zip(bars, others, strict=True)))
+    if last:
+        plgpu.barrier_arrive(side.s["over"])
+    return bars
+
+
 def _to_angles(side: Side, places: list, bars: tuple, stage) -> None:
     """What the cotangents of a block of a key say to its angles, as a sum of two bfloat16."""
     (lo, hi), (a, b) = bars, (tile.load(side.mine("key").at[:, at]) for at in places)
@@ -251,18 +267,19 @@ def _back(side: Side, i: int, bars: tuple, of_keys: list) -> list:
 def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
     """A head's part in the cotangents of C and theta."""
     (of_keys, of_theta), sums_ref = totals, refs[1]
-    of_theta, said, parts = list(of_theta), 0.0, list(keys.blocks(side.s["key"].shape[-1]))
+    of_theta, said, blocks = list(of_theta), 0.0, list(keys.blocks(side.s["key"].shape[-1]))
+    blocks = blocks[side.turning :] + blocks[: side.turning]  # k's angles have spoken by then
     _make(side)
     read = _scores(side, sums_ref)
     plgpu.barrier_wait(side.s["states arrived"].at[0])
-    for i, *places in parts[side.turning :] + parts[: side.turning]:  # k's angles have spoken by then
-        bars = tile.products(*((side.now("dy"), side.constant("states").at[at].T) for at in places))
+    for i, *places in blocks:
+        last = i == blocks[-1][0]
+        bars = _from_states(side, "dy", "states", places, last)
         since = tile.over_columns(tile.to_here(side.gates().at[SUMS]), BLOCK)
         bars = [bar * since for bar in bars]
         for at, bar in zip(places, bars, strict=True):
             read += bar * tile.load(side.mine("key").at[:, at])
-        right = (side.other("key").at[:, at] for at in places)
-        bars = tile.accumulate(*((bar, side.constant("dscores"), k) for bar, k in zip(bars, right, strict=True)))
+        bars = _from_scores(side, bars, side.constant("dscores"), places, last)
         if i < side.turning:
             _to_angles(side, places, bars, side.mine("stage"))
             of_theta[i], more = _angles(side, i, of_theta[i])
@@ -318,12 +335,13 @@ def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
             through += a * b
     refs[1][THROUGH] = through.sum(1) * tile.through(side.gates().at[SUMS], Q)
     _inputs(side, refs)
-    for i, *places in keys.blocks(side.s["key"].shape[-1]):
-        bars = tile.products(*((side.now("x"), side.constant("costates").at[at].T) for at in places))
+    blocks = list(keys.blocks(side.s["key"].shape[-1]))
+    for i, *places in blocks:
+        last = i == blocks[-1][0]
+        bars = _from_states(side, "x", "costates", places, last)
         leaves = tile.to_end(side.gates().at[SUMS]) * tile.load(side.gates().at[STRICT], ROWS)
         bars = [bar * tile.over_columns(leaves, BLOCK) for bar in bars]
-        right = (side.other("key").at[:, at] for at in places)
-        bars = tile.accumulate(*((bar, side.constant("dscores").T, q) for bar, q in zip(bars, right, strict=True)))
+        bars = _from_scores(side, bars, side.constant("dscores").T, places, last)
         if i < side.turning:
             if i:
                 plgpu.barrier_wait(side.s["heard"])
