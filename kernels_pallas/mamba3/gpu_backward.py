@@ -34,7 +34,7 @@ def gradients(
 
     The sums have, for every lane, what dy says to all it reads of before its token, what it says to what it reads of
     its own, what angles say to its rate, parts of what dy's state says to x's state all the way through the chunk, and
-    what x says to all that reads it in the chunk, to all that does beyond, and to dy. theta in turns.
+    what x says to all that reads it in the chunk, to all that does beyond, and to dy. theta in radians.
     """
     (batch, length, heads, p), (groups, n), planes = x.shape, B.shape[2:], theta.shape[2]
     steps, chunks, blocks = heads // groups // splits, length // Q, groups * splits

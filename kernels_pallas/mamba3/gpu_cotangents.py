@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas.associative_scan import associative_scan
-from kernels_pallas.mamba3.gpu_angles import PER_RADIAN
 from kernels_pallas.mamba3.gpu_backward import SUMMED, gradients
 from kernels_pallas.mamba3.gpu_tiles import BLOCK, STRICT
 from kernels_pallas.partition import over_batch
 from kernels_pallas.ssd.gpu_tiles import Q
 
-RADIANS = np.float32(2 * np.pi)  # of a turn
 BUSY = 264  # pairs of warpgroups: with fewer, several share a chunk
 
 
@@ -44,7 +42,7 @@ def cotangents(chunks, x, alive, D, enters, dy, d_last, rank: int) -> Bars:
         splits *= 2
     wide = jnp.broadcast_to(D[:, None], (heads, x.shape[-1]))
     since, lanes = _masks(chunks, rank)
-    arrays = *chunks.arrays(x), chunks.theta * PER_RADIAN, wide, segments.cut(dy), states, costates, since, lanes
+    arrays = *chunks.arrays(x), chunks.theta, wide, segments.cut(dy), states, costates, since, lanes
     axes = f"{chunks.AXES}, b l s, h p, b l h p, b h c n p, b h c n p, b c q j, b c k q"
     results = "b l h p" + 2 * ", b e l g n" + ", b f l s, b h c o q" + 2 * ", b h c r m t" + ", b h c v t"
     run = lambda *arrays: gradients(*arrays, rank=rank, splits=splits)  # noqa: E731
@@ -87,7 +85,7 @@ def _of_gates(sums, later, since):
     da += jnp.einsum("tq,bhcq->bhct", np.tril(np.ones((Q, Q), np.float32), -1), later * beyond, precision="highest")
     da += through.sum(-1, keepdims=True)
     flat = lambda v: v.reshape(*v.shape[:2], -1)  # noqa: E731
-    return *map(flat, (da, inside + beyond, owned, turned * RADIANS)), skipped.sum((0, 2, 3))
+    return *map(flat, (da, inside + beyond, owned, turned)), skipped.sum((0, 2, 3))
 
 
 def _of_angles(chunks, theta, rate, ends) -> tuple:
