@@ -15,7 +15,7 @@ help:
 	@echo "make test-oracles       the same numbers from independent implementations (installs CPU PyTorch)"
 	@echo "make test-accelerators  the tests under Python 3.12 and jax 0.11.2, and kernels through the GPU's and TPUs' compilers"
 	@echo "make benchmark          times every operation on this machine"
-	@echo "make report             the table of recorded results"
+	@echo "make report             everything measured, as Markdown"
 	@echo "make lint               ruff, as the maintainers run it"
 
 .venv/ready: setup.cfg pyproject.toml

@@ -1,4 +1,4 @@
-"""Whether replicas fit in a device's memory, asked of the compiler before they train."""
+"""A device's memory, and whether replicas fit in it, asked of the compiler before they train."""
 
 import os
 from collections.abc import Callable

@@ -42,20 +42,25 @@ class Program(NamedTuple):
     tokens: int  # that a step reads
 
 
+def place(sharding: NamedSharding, batch: Batch) -> Batch:
+    """The batch on the devices, cut as the sharding says; what lies there already stays as it is."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x, sharding), batch)
+
+
 def single(recipe: Recipe, rate: float, seed: int, whole: NamedSharding, split: NamedSharding) -> Program:
     """One model of a learning rate and seed. whole: the same on every device; split: cut along the first axis."""
     task, size = recipe.task, recipe.batch_size
     new_state = jax.jit(lambda: recipe.new_state(rate, seed), out_shardings=whole)
     step = functools.partial(recipe.train_step, rate=rate, seed=seed)
-    place = functools.partial(jax.device_put, device=split)
+    to_devices = functools.partial(place, split)
     names = steps.watched_names(recipe.like)
     return Program(
         new_state=new_state,
         like=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), recipe.like),
         make_train_step=lambda: jax.jit(step, donate_argnums=0, out_shardings=whole),
         eval_step=jax.jit(recipe.eval_step),
-        batches=lambda start: map(place, task.train_batches(size, seed, start)),
-        place=place,
+        batches=lambda start: map(to_devices, task.train_batches(size, seed, start)),
+        place=to_devices,
         check=functools.partial(steps.check, names=names),
         line=functools.partial(steps.line, names=names),
         best=lambda state, line: state,

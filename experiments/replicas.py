@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from experiments import memory, steps
 from experiments.metrics import METRICS
-from experiments.program import Program, Recipe, TrainStep
+from experiments.program import Program, Recipe, TrainStep, place
 from experiments.steps import Health
 from experiments.tasks.base import Batch
 from experiments.tasks.synthetic import SyntheticTask
@@ -129,7 +129,7 @@ def program(recipe: Recipe, members: Members, devices: Sequence[jax.Device]) -> 
         make_train_step=make_train_step,
         eval_step=jax.jit(over(read, in_specs=(each, each, same, same))),
         batches=batches,
-        place=functools.partial(jax.device_put, device=whole),
+        place=functools.partial(place, whole),
         check=functools.partial(check, names=names),
         line=functools.partial(line, metric=recipe.task.metric, names=names),
         best=lambda state, line: take(state, line["replica"]),
@@ -142,7 +142,7 @@ def _batches(recipe: Recipe, seeds: Sequence[int], made: bool, sharding: NamedSh
     several = [recipe.task.train_batches(recipe.batch_size, seed, start) for seed in dict.fromkeys(seeds)]
     repeat = lambda *x: np.stack(x * (len(seeds) // len(x)))  # noqa: E731
     for batch, *others in zip(*several[: None if made else 1], strict=True):
-        yield jax.device_put(jax.tree.map(repeat, batch, *others) if made else batch, sharding)
+        yield place(sharding, jax.tree.map(repeat, batch, *others) if made else batch)
 
 
 # Figures -------------------------------------------------------------------------------------------

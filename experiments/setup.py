@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments import checkpoint, optimizer, replicas, steps, tasks
 from experiments.program import Program, Recipe, single
+from experiments.tasks import resident
 from experiments.tasks.base import Task
 from experiments.workdir import Workdir
 from ssm import naming
@@ -40,18 +41,26 @@ def prepare(config: ConfigDict) -> Setup:
     check_fields(config)
     members = replicas.members(config)
     devices = local_devices(config.devices)
-    cut = None if members else shardings(config, devices)
-    task = tasks.load(config.task.to_dict())
+    whole, split = shardings(devices)
+    if not members:
+        check_batches(config)
+    options = config.task.to_dict()
+    residence = options.pop("resident", "auto")
+    task = tasks.load(options)
     model = build_model(config.model.to_dict(), task)
     per_epoch = task.examples("train") / config.batch_size
     total = optimizer.duration(config, "train", per_epoch)
     if not total:
         raise ValueError("train_steps and train_epochs are both 0: set one of them")
     options = optimizer.options(config.optimizer.to_dict())
-    recipe = _recipe(config, task, model, options, optimizer.schedule(options, total, per_epoch))
-    program = replicas.program(recipe, members, devices) if members else single(recipe, *_rate_and_seed(config), *cut)
+    placed = resident.placed(task, residence, whole)
+    recipe = _recipe(config, task, placed, model, options, optimizer.schedule(options, total, per_epoch))
+    if members:
+        program = replicas.program(recipe, members, devices)
+    else:
+        program = single(recipe, *_rate_and_seed(config), whole, split)
     return Setup(
-        task=task,
+        task=placed,
         model=model,
         rows=optimizer.table(options, recipe.like.params),
         train_steps=total,
@@ -68,8 +77,14 @@ def _rate_and_seed(config: ConfigDict) -> tuple[float, int]:
 
 
 def _recipe(
-    config: ConfigDict, task: Task, model: nn.Module, options: optimizer.Options, factor: optimizer.Schedule
+    config: ConfigDict,
+    task: Task,
+    placed: Task,
+    model: nn.Module,
+    options: optimizer.Options,
+    factor: optimizer.Schedule,
 ) -> Recipe:
+    """placed: the task as it is read in training; the first parameters need one example from the host alone."""
     example = next(task.train_batches(config.batch_size, config.seed, 0))
 
     def updates(rate, params):
@@ -82,11 +97,11 @@ def _recipe(
 
     def train_step(state, batch, rate, seed):
         tx = updates(rate, state.params)
-        return steps.train_step(model, task, tx, seed, config.log_every_steps)(state, batch)
+        return steps.train_step(model, placed, tx, seed, config.log_every_steps)(state, batch)
 
-    eval_step = steps.eval_step(model, task, config.get("eval_piece_tokens", 0))
+    eval_step = steps.eval_step(model, placed, config.get("eval_piece_tokens", 0))
     like = jax.eval_shape(new_state, *_rate_and_seed(config))
-    return Recipe(task, config.batch_size, new_state, train_step, eval_step, like)
+    return Recipe(placed, config.batch_size, new_state, train_step, eval_step, like)
 
 
 def restore(run: Workdir) -> tuple[Setup, int, steps.TrainState]:
@@ -113,11 +128,12 @@ def restore(run: Workdir) -> tuple[Setup, int, steps.TrainState]:
 
 def build_model(options: Mapping[str, Any], task: Task) -> nn.Module:
     """The model of `config.model`, with the ends that the task needs."""
-    from ssm import language_model, models
+    from ssm import language_model, models, two_towers
 
     ends = {"encoder": task.encoder, "input_size": task.input_size, "classes": task.classes}
     kinds = {
         "classification": (models.SequenceClassifier, ends),
+        "retrieval": (two_towers.PairClassifier, ends),
         "language_model": (language_model.LanguageModel, {"vocabulary": task.input_size}),
     }
     if task.kind not in kinds:
@@ -142,10 +158,13 @@ def local_devices(count: int) -> list[jax.Device]:
     return devices[:count]
 
 
-def shardings(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[NamedSharding, NamedSharding]:
-    """Over the devices: the same on each, and cut along the first axis."""
+def check_batches(config: ConfigDict) -> None:
     for name in ("batch_size", "eval_batch_size"):
-        if config[name] % len(devices):
-            raise ValueError(f"{name}={config[name]} is not a multiple of devices={len(devices)}")
+        if config[name] % config.devices:
+            raise ValueError(f"{name}={config[name]} is not a multiple of devices={config.devices}")
+
+
+def shardings(devices: Sequence[jax.Device]) -> tuple[NamedSharding, NamedSharding]:
+    """Over the devices: the same on each, and cut along the first axis."""
     mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))

@@ -61,12 +61,12 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
     task, program, total = ready.task, ready.program, ready.train_steps
     restored = checkpoint.restore_latest(run.checkpoints, program.like)
     if restored:
-        state, start, chrono = restored.state, restored.step, progress.Chrono(restored.extra)
+        state, start, chrono = restored.state, restored.step, progress.Chrono(restored.extra, config.devices)
         for damage in restored.damaged:
             print(f"warning: passed over a damaged checkpoint, {damage}", file=sys.stderr)
         checkpoint.set_aside(run.checkpoints, newer_than=start)
     else:
-        state, start, chrono = program.new_state(), 0, progress.Chrono()
+        state, start, chrono = program.new_state(), 0, progress.Chrono(devices=config.devices)
     if start > total:
         raise ValueError(f"the run is at step {start} already, past its end at {total}")
     if ready.members:
@@ -111,8 +111,10 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         if step % config.log_every_steps == 0 or step == total:
             means = metrics.means([summary.sums], task.metric, task.classes)
             means["gradient_norm"] = summary.gradient_norm
-            speed = {"tokens_per_second": round(program.tokens / s)} if (s := chrono.interval()) else {}
-            log(program.line(step, {"": means}, summary.health) | speed)
+            line = program.line(step, {"": means}, summary.health)
+            if timed := chrono.interval():
+                line |= {"tokens_per_second": round(program.tokens / timed[0]), "waiting_percent": round(timed[1], 2)}
+            log(line)
 
     # ------------------------------------------------------------------ loop
     # The order matters: evaluate and save the old state; only then take a batch and dispatch the next
@@ -152,7 +154,9 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
             if stopping:
                 break
 
-            state, summary = train_step(state, next(batches))
+            with chrono.waiting():
+                batch = next(batches)
+            state, summary = train_step(state, batch)
             step += 1
             if pending:
                 account(*pending)
@@ -172,6 +176,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         value=figure[f"test/{task.metric}"],
         step=figure["step"],
         wall_seconds=round(chrono.seconds, 1),
+        device_seconds=round(chrono.device_seconds, 1),
         tokens_per_second=round(program.tokens / seconds) if seconds else 0,
         parameters=sum(row.count for row in ready.rows),
         data=task.source,

@@ -4,7 +4,7 @@
     python -m experiments.sweep --config=configs/state_tracking/arithmetic.py:brackets --workdir=runs/brackets
 
 Presets are TASK,MODEL,SIZE in any order; plain,mamba3,paper where nothing is said. The second command trains every
-model of the published table with the preset's task and size.
+model of the published table with the preset's task and size, and without a task in it both.
     TASK   plain     operators +, -, * in turn with digits, * first: task modular_arithmetic
            brackets  + and - in brackets: task modular_arithmetic_brackets
     MODEL  mamba3, mamba2 and others: see configs/state_tracking/parity.py
@@ -51,7 +51,8 @@ def get_config(preset: str = "") -> ConfigDict:
 
 
 def sweep(add: Callable[[str], None], preset: str = "") -> None:
-    """The published table's models, with the preset's task and size."""
-    task, _, size = choose(preset, task=TASKS, model=("all",), size=SIZES)
-    for model in PUBLISHED:
-        add(f"{task},{model},{size}")
+    """The published table's models, with the preset's task, or both where it names none, and its size."""
+    chosen, _, size = choose(preset, task=("both", *TASKS), model=("all",), size=SIZES)
+    for task in TASKS if chosen == "both" else [chosen]:
+        for model in PUBLISHED:
+            add(f"{task},{model},{size}")

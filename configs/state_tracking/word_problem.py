@@ -1,8 +1,10 @@
 """Word problems of finite groups: the product of the elements read so far (arXiv:2404.08819, section 5).
 
     python -m experiments.train --config=configs/state_tracking/word_problem.py:S3,mamba3 --workdir=runs/S3
+    python -m experiments.sweep --config=configs/state_tracking/word_problem.py:paper --workdir=runs/words
 
-Presets are GROUP,MODEL,SIZE in any order; S3,mamba3,paper where nothing is said.
+Presets are GROUP,MODEL,SIZE in any order; S3,mamba3,paper where nothing is said. The second command trains CONTROLS on
+the preset's group, and without one in it on every group, in the preset's size.
     GROUP  S3 A4 A5 S5 Z60 A4xZ5
     MODEL  mamba3, mamba2 and others: see configs/state_tracking/parity.py
     SIZE   paper   words of 20 elements, every prefix scored; tested at 20, 40 and 80; three seeds of each of eight
@@ -17,12 +19,15 @@ of 1e-4, Mamba with width 698; here words are drawn without end, and the width, 
 those of configs/state_tracking/__init__.py.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 from configs import choose, state_tracking
 
 GROUPS = ("S3", "A4", "A5", "S5", "Z60", "A4xZ5")
 SIZES = ("paper", "smoke")
+CONTROLS = ("mamba2", "mamba3", "deltanet_negative")  # transitions that decay, that turn, and that reflect
 
 
 def get_config(preset: str = "") -> ConfigDict:
@@ -44,3 +49,11 @@ def get_config(preset: str = "") -> ConfigDict:
     if size == "smoke":
         state_tracking.smoke(config)
     return config
+
+
+def sweep(add: Callable[[str], None], preset: str = "") -> None:
+    """The controls on the preset's group, or on all of them."""
+    chosen, _, size = choose(preset, group=("every", *GROUPS), model=("all",), size=SIZES)
+    for group in GROUPS if chosen == "every" else [chosen]:
+        for model in CONTROLS:
+            add(f"{group},{model},{size}")
