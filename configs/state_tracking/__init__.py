@@ -6,8 +6,8 @@ evenly spaced in their logarithms; the best is the published figure.
 Chosen here, for it states none: four stages (40, 80, 120, 160); and, after Grazzi et al. (arXiv:2411.12537, appendix
 E), on whose tasks it trains: three seeds of each learning rate, AdamW with weight decay 0.1, gradients clipped at 1, a
 warm-up over a tenth of the steps, then a cosine. Heads have 32 channels, and an MLP of twice the width follows each
-mixer. The 24 replicas train as one program (experiments/replicas.py), for which the compiler for an H100 wants 18 GiB in
-parity and up to 46 in arithmetic; --config.replicas.seeds=1 is a third of them, and --config.replicas={} one run of
+mixer. The 24 replicas train as one program (experiments/replicas.py), to which an H100's compiler gives 18 GiB for
+parity and up to 46 for arithmetic; --config.replicas.seeds=1 is a third of them, and --config.replicas={} one run of
 config.optimizer.learning_rate.
 """
 

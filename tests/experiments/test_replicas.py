@@ -62,7 +62,14 @@ def with_another_length(options):
     return dataclasses.replace(task, data=splits)
 
 
-SIX = (asked((0.1, 1e38, 0.2), 2), "devices=2", "train_steps=6", "eval_every_steps=3", "log_every_steps=1")
+SIX = (
+    asked((0.1, 1e38, 0.2), 2),
+    "task.resident=always",
+    "devices=2",
+    "train_steps=6",
+    "eval_every_steps=3",
+    "log_every_steps=1",
+)
 
 
 def test_a_run_stopped_after_a_step(run, tmp_path, monkeypatch, capsys):
