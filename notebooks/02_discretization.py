@@ -13,8 +13,8 @@
 #
 # $$x'(t) = A\,x(t) + B\,u(t), \qquad y(t) = C\,x(t),$$
 #
-# in which $u(t)$ is the signal that is read, $x(t) \in \mathbb{R}^N$ the *state*
-# that remembers it, and $y(t)$ what is said about it. A computer has no
+# in which $u(t)$ is the signal that is read, $x(t) \in \mathbb{R}^N$ the
+# *state* that remembers it, and $y(t)$ what is said about it. A computer has no
 # continuous time. It has samples $u_0, u_1, u_2, \dots$, one for each token,
 # which stand $\Delta$ units of time apart, and it needs a recurrence from the
 # state $h_{t-1}$ at one token to the state $h_t$ at the next.
@@ -28,8 +28,8 @@
 # the papers differ in the rule that they chose; here we see what such a choice
 # changes: what is exact, what stays bounded, and how fast the error falls.
 #
-# We compute in float64, so that what should be equal is equal to twelve digits or
-# more.
+# We compute in float64, so that what should be equal is equal to twelve digits
+# or more.
 
 # %%
 import jax
@@ -46,27 +46,27 @@ jax.config.update("jax_enable_x64", True)
 # %% [markdown]
 # ## One state, solved exactly
 #
-# Take a single state with a number $a$ for $A$ and with $B = 1$: $x' = a x + u$.
-# Multiplying by $e^{-at}$ and integrating over one step gives the solution
+# Take a single state with a number $a$ for $A$ and with $B = 1$: $x' = a x +
+# u$. Multiplying by $e^{-at}$ and integrating over one step gives the solution
 # without any approximation:
 #
 # $$x(t + \Delta) = e^{\Delta a} x(t) + \int_0^{\Delta} e^{(\Delta - s) a}\, u(t + s)\, ds .$$
 #
 # The first term needs no choice: *the state decays by $e^{\Delta a}$*. The
 # integral does, since of $u$ we only have samples. Suppose that $u$ keeps one
-# value during the step, as if each token were held until the next one comes. Then
-# $u$ leaves the integral, and what remains is
+# value during the step, as if each token were held until the next one comes.
+# Then $u$ leaves the integral, and what remains is
 #
 # $$\int_0^\Delta e^{(\Delta - s)a}\, ds = \frac{e^{\Delta a} - 1}{a} = \Delta\, \varphi_1(\Delta a),
 # \qquad \varphi_1(z) = \frac{e^z - 1}{z} .$$
 #
 # This is the *zero-order hold*, `zoh`: decay $e^{\Delta a}$, previous $0$,
-# current $\Delta \varphi_1(\Delta a)$. For an input that is really held it makes
-# no error, however large $\Delta$ is. So one step of $\Delta = 1$ must lead to
-# the same state as a thousand steps of $\Delta = 1/1000$ with the same input. No
-# polynomial or rational rule can do that; the simplest one, `forward_euler`,
-# which follows the slope at the start of the step, $h_t = h_{t-1} + \Delta (a
-# h_{t-1} + u_t)$, comes near it only with small steps.
+# current $\Delta \varphi_1(\Delta a)$. For an input that is really held it
+# makes no error, however large $\Delta$ is. So one step of $\Delta = 1$ must
+# lead to the same state as a thousand steps of $\Delta = 1/1000$ with the same
+# input. No polynomial or rational rule can do that; the simplest one,
+# `forward_euler`, which follows the slope at the start of the step, $h_t =
+# h_{t-1} + \Delta (a h_{t-1} + u_t)$, comes near it only with small steps.
 
 # %%
 a, u = jnp.array([-3.0]), jnp.ones((1, 1000, 1))
@@ -83,9 +83,10 @@ assert not jnp.allclose(one_step["forward_euler"], thousand_steps["forward_euler
 # %% [markdown]
 # ## What stays bounded
 #
-# With no input, $n$ steps multiply the state by $\text{decay}^n$. A true solution
-# with $\mathrm{Re}\, a < 0$ fades, so a rule should give $|\text{decay}| < 1$
-# there. Everything depends on the product $z = \Delta a$ alone:
+# With no input, $n$ steps multiply the state by $\text{decay}^n$. A true
+# solution with $\mathrm{Re}\, a < 0$ fades, so a rule should give
+# $|\text{decay}| < 1$ there. Everything depends on the product $z = \Delta a$
+# alone:
 #
 # | rule | decay | chosen by |
 # |---|---|---|
@@ -98,20 +99,20 @@ assert not jnp.allclose(one_step["forward_euler"], thousand_steps["forward_euler
 # `forward_euler` asks for the slope at the start of the step, `backward_euler`
 # for the slope at its end, and `bilinear` for the mean of both.
 #
-# On the left below, $z$ is real and negative: a state that fades without turning.
-# `forward_euler` leaves the band from $-1$ to $1$ at $z = -2$: a state that
-# should fade fast explodes. `bilinear` stays inside but tends to $-1$: a very
-# fast state alternates in sign. `backward_euler` and $e^z$ tend to $0$, as they
-# should.
+# On the left below, $z$ is real and negative: a state that fades without
+# turning. `forward_euler` leaves the band from $-1$ to $1$ at $z = -2$: a state
+# that should fade fast explodes. `bilinear` stays inside but tends to $-1$: a
+# very fast state alternates in sign. `backward_euler` and $e^z$ tend to $0$, as
+# they should.
 #
-# On the right, $z = i\theta$ is imaginary: a state that turns by $\theta$ a step
-# and should neither grow nor fade. Its decay belongs on the unit circle.
-# $e^{i\theta}$ runs around it, again and again: the angles $\theta$ and $\theta +
-# 2\pi$ are the same to it, which is *aliasing*, the price of sampling. `bilinear`
-# maps the whole imaginary axis onto one turn of the circle, without aliases but
-# with compressed angles: $\theta$ becomes $2 \arctan(\theta / 2)$.
-# `backward_euler` lets every turning state fade, and `forward_euler` makes every
-# one of them grow.
+# On the right, $z = i\theta$ is imaginary: a state that turns by $\theta$ a
+# step and should neither grow nor fade. Its decay belongs on the unit circle.
+# $e^{i\theta}$ runs around it, again and again: the angles $\theta$ and $\theta
+# + 2\pi$ are the same to it, which is *aliasing*, the price of sampling.
+# `bilinear` maps the whole imaginary axis onto one turn of the circle, without
+# aliases but with compressed angles: $\theta$ becomes $2 \arctan(\theta / 2)$.
+# `backward_euler` lets every turning state fade, and `forward_euler` makes
+# every one of them grow.
 
 # %%
 shown = {"zoh": "exact: $e^z$", "bilinear": "bilinear", "backward_euler": "backward", "forward_euler": "forward"}
@@ -134,9 +135,9 @@ assert jnp.allclose(discretize("zoh", 1j * (theta + 2 * jnp.pi), one).decay, tur
 # The eigenvalues that S4D starts from are $a_n = -1/2 + i\pi n$. Where a rule
 # puts them in the unit disc decides what a layer can hear: near the rim a state
 # rings on for many tokens, near the centre it forgets at once, and its angle is
-# the frequency it answers to, in radians a token. Turn the knob: at a small step
-# all of them crowd at $1$, slow and long; at a large one the exact images of the
-# fast states go around the circle and meet those of slow ones.
+# the frequency it answers to, in radians a token. Turn the knob: at a small
+# step all of them crowd at $1$, slow and long; at a large one the exact images
+# of the fast states go around the circle and meet those of slow ones.
 
 # %%
 A, dts = -0.5 + 1j * jnp.pi * jnp.arange(32), np.geomspace(0.001, 1, 25)
@@ -154,24 +155,24 @@ assert all(jnp.all(jnp.abs(image) < 1) for dt in dts for image in images(dt).val
 #
 # $$x(T) = \mathrm{Re}\, \frac{e^{i\omega T} - e^{aT}}{i\omega - a} .$$
 #
-# Halve $\Delta$ again and again: a rule of *order* $p$ has an error that shrinks
-# as $\Delta^p$, a line of slope $p$ between logarithmic axes. Two more rules come
-# in here. Mamba replaces the integral of the zero-order hold by its crudest
-# estimate, $\Delta$ times the newest input (`exponential_euler`: decay $e^z$,
-# previous $0$, current $\Delta$). Mamba-3 weighs both ends of the step by the
-# trapezoidal rule, the older one faded by the decay:
+# Halve $\Delta$ again and again: a rule of *order* $p$ has an error that
+# shrinks as $\Delta^p$, a line of slope $p$ between logarithmic axes. Two more
+# rules come in here. Mamba replaces the integral of the zero-order hold by its
+# crudest estimate, $\Delta$ times the newest input (`exponential_euler`: decay
+# $e^z$, previous $0$, current $\Delta$). Mamba-3 weighs both ends of the step
+# by the trapezoidal rule, the older one faded by the decay:
 #
 # $$\text{previous} = (1 - \lambda)\, \Delta\, e^{z}, \qquad \text{current} = \lambda\, \Delta ,$$
 #
-# with $\lambda = 1/2$ unless it is said to be otherwise; $\lambda = 1$ is Mamba's
-# rule.
+# with $\lambda = 1/2$ unless it is said to be otherwise; $\lambda = 1$ is
+# Mamba's rule.
 #
 # The left figure has no input and shows the decay alone: the Euler rules are of
-# order 1, `bilinear` is of order 2, and the exponentials are exact and cannot be
-# drawn. The right one has the input, and there the picture is another. *Every*
-# rule that reads only the newest sample is of order 1, the exact hold and
-# `bilinear` too, because the input was not held. Only the trapezoidal rule with
-# $\lambda = 1/2$ reaches order 2.
+# order 1, `bilinear` is of order 2, and the exponentials are exact and cannot
+# be drawn. The right one has the input, and there the picture is another.
+# *Every* rule that reads only the newest sample is of order 1, the exact hold
+# and `bilinear` too, because the input was not held. Only the trapezoidal rule
+# with $\lambda = 1/2$ reaches order 2.
 
 # %%
 a, omega, T, steps = jnp.array([-1.0]), 3.0, 4.0, 2 ** np.arange(5, 11)
@@ -206,9 +207,9 @@ assert np.allclose(order(driven), [1, 1, 1, 1, 1, 2], atol=0.1)
 # ## Matrices, and why they may be diagonal
 #
 # The same rules take a matrix: $e^{\Delta A}$ becomes a matrix exponential, a
-# quotient becomes a linear solve, and `discretize_dense` returns matrices. A mass
-# on a spring is the classic example: position $p$ and velocity $v$, pushed by a
-# force $u$, with stiffness $k$ and friction $c$,
+# quotient becomes a linear solve, and `discretize_dense` returns matrices. A
+# mass on a spring is the classic example: position $p$ and velocity $v$, pushed
+# by a force $u$, with stiffness $k$ and friction $c$,
 #
 # $$\begin{pmatrix} p \\ v \end{pmatrix}' = \begin{pmatrix} 0 & 1 \\ -k & -c \end{pmatrix}
 # \begin{pmatrix} p \\ v \end{pmatrix} + \begin{pmatrix} 0 \\ 1 \end{pmatrix} u .$$
@@ -238,10 +239,11 @@ assert jnp.max(jnp.abs(position["backward_euler"][-10:])) < 0.1 < 10 < off("forw
 # A change of basis does not disturb a rule. If $A = V \Lambda V^{-1}$ with a
 # diagonal $\Lambda$, then each rule, being a function of $A$ that is a power
 # series or a quotient of polynomials, has $\bar A = V\, \overline{\Lambda}\,
-# V^{-1}$: to discretise and then to diagonalise is the same as to diagonalise and
-# then to discretise. A model may therefore keep $\Lambda$ alone, $N$ complex
-# numbers, and let $V$ disappear in $B$ and $C$. From S4D on, the whole lineage
-# does. The spring's eigenvalues are a pair of complex conjugates, $-0.3 \pm
+# V^{-1}$: to discretise and then to diagonalise is the same as to diagonalise
+# and then to discretise. A model may therefore keep $\Lambda$ alone, $N$
+# complex numbers, and let $V$ disappear in $B$ and $C$. From S4D on, the whole
+# lineage does. The spring's eigenvalues are a pair of complex conjugates, $-0.3
+# \pm
 # 5.99i$: fading at $0.3$, turning at $5.99$.
 
 # %%
@@ -258,17 +260,17 @@ for rule in RULES:
 # $\Delta$ and $A$ enter as a product, but they mean different things. $A$ says
 # how the state evolves in its own time; $\Delta$ says how much of that time
 # passes with each token. A state with decay rate $r = -\mathrm{Re}\, a$ keeps
-# $e^{-r \Delta}$ a token, and so it remembers about $1 / (r\Delta)$ tokens. S4's
-# layers start with $\Delta$ between $0.001$ and $0.1$, spread over the channels:
-# with $r = 1/2$ these are memories of 20 to 2000 tokens.
+# $e^{-r \Delta}$ a token, and so it remembers about $1 / (r\Delta)$ tokens.
+# S4's layers start with $\Delta$ between $0.001$ and $0.1$, spread over the
+# channels: with $r = 1/2$ these are memories of 20 to 2000 tokens.
 #
 # A signal that is sampled at half the rate has twice as much time between its
-# samples. Nothing has to be trained again: double $\Delta$, and the layer does to
-# the halved signal what it did to the whole. That is how S5 is tested on speech
-# at 8 kHz after training at 16 kHz. A model in discrete time without $\Delta$
-# cannot do it, and hears everything an octave too high. Below, an S4D layer with
-# sixteen pairs of states listens to a signal, to every second sample of it with
-# $2\Delta$, and to every second sample with $\Delta$ as it was.
+# samples. Nothing has to be trained again: double $\Delta$, and the layer does
+# to the halved signal what it did to the whole. That is how S5 is tested on
+# speech at 8 kHz after training at 16 kHz. A model in discrete time without
+# $\Delta$ cannot do it, and hears everything an octave too high. Below, an S4D
+# layer with sixteen pairs of states listens to a signal, to every second sample
+# of it with $2\Delta$, and to every second sample with $\Delta$ as it was.
 
 # %%
 length, dt = 2048, 0.02
