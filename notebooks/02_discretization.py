@@ -307,7 +307,7 @@ rates = {"whole signal": (dt, u), r"half, $2\Delta$": (2 * dt, u[:, 1::2]), r"ha
 y = {}
 for name, (step, signal) in rates.items():
     system = s4d.discrete(A, jnp.ones_like(A), C[0] + 1j * C[1], jnp.zeros(1), jnp.array([step]))
-    y[name] = s4d.parallel(signal, system)[0][0, :, 0]
+    y[name] = jax.jit(s4d.parallel)(signal, system)[0][0, :, 0]
 looks = {"whole signal": (t, "-"), r"half, $2\Delta$": (t[1::2], "--"), r"half, $\Delta$": (t[1::2], ":")}
 curves = {name: (times, y[name], style) for name, (times, style) in looks.items()}
 show(lines(curves, legend="outside", xlabel="time", ylabel="$y$", xlim=(0, 20)), width=12, height=3.5)

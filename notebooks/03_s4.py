@@ -307,8 +307,8 @@ assert jnp.allclose(jnp.concatenate([prompt, rest], 1), by_loop, atol=1e-11)
 # %%
 length = 2048
 layer = s4.S4(width=128, length=length)
-parameters = layer.init(jax.random.key(1), jnp.zeros((1, length, 128)))
-kernels = layer.apply(parameters, length, method="system").K_dl
+parameters = jax.jit(layer.init)(jax.random.key(1), jnp.zeros((1, 1, 128)))
+kernels = jax.jit(lambda p: layer.apply(p, length, method="system").K_dl)(parameters)
 order = np.argsort(parameters["params"]["log_dt"])
 energy = jnp.cumsum(kernels**2, 1) / jnp.sum(kernels**2, 1, keepdims=True)
 dts = jnp.exp(parameters["params"]["log_dt"])
