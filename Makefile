@@ -66,10 +66,11 @@ test-accelerators:
 test-accelerators-found: .venv-accelerators/ready
 	$(ACCELERATORS)/python $(PYTEST) tests --ignore=tests/independent
 
-# A pair that differs follows the newer file. CI: figures that have a knob are drawn once.
+# A pair that differs follows the newer file. CI: what has a knob is drawn once. XLA: as in tests/conftest.py.
 notebooks: .venv/ready-notebooks
 	@$(VENV)/jupytext --quiet --sync notebooks/*.py
-	@CI=1 $(VENV)/python -m nbconvert --log-level ERROR --execute --ExecutePreprocessor.timeout=300 --to html \
+	@CI=1 XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" \
+	    $(VENV)/python -m nbconvert --log-level ERROR --execute --ExecutePreprocessor.timeout=300 --to html \
 	    --output-dir build/notebooks notebooks/*.ipynb
 	@echo "Every assertion holds. Read build/notebooks/*.html; change notebooks/*.ipynb."
 
