@@ -226,8 +226,8 @@ assert np.allclose(responses["legt"][inside, :6], basis("legt", N, ages)[inside,
 # what 32 functions can make of a window with sharp edges. They get finer as
 # $N$ grows, as the ripples of a Fourier series do beside a jump, and the
 # average over them is right, but at no $N$ do they vanish. A model that reads
-# `legt` hears them; `legs`, whose measure has no edge, has none. That is the
-# practical reason for its success.
+# `legt` hears them; `legs`, whose measure has no edge, has none. That is one
+# reason for its success.
 #
 # ## No timescale at all
 #

@@ -338,10 +338,11 @@ assert jnp.isnan(jax.grad(naive)(0.0)) and jax.grad(phi1)(0.0) == 0.5
 assert abs(slope[naive][-1]) > 1 and jnp.allclose(slope[phi1], 0.5 + z / 3 + z**2 / 8, atol=1e-4, rtol=0)
 
 # %% [markdown]
-# The difference is not academic. S4's fastest channels have $\Delta |a|$ near
-# 100, its slowest near $10^{-4}$, in one and the same array, and in float32,
-# where digits run out at $z = 10^{-4}$ already. A gradient that is off there
-# moves $\Delta$ of just those channels that are meant to remember longest.
+# The difference is not academic. The fastest states of S4 have $\Delta |a|$
+# near 100, the slowest below $10^{-3}$, in one and the same array. In float32
+# the gradient as written, whose error grows as $10^{-7} / z^2$, has one digit
+# left there, and it belongs to just those states that are meant to remember
+# longest.
 #
 # ## What to take along
 #

@@ -60,9 +60,9 @@ rng = np.random.default_rng(0)
 # `legs`.
 #
 # What this buys: the diagonal system *begins* as a HiPPO memory, nearly. For
-# a model that is trained after its start, nearly is enough. It does not work
-# for any matrix of rank 1 that one might leave out, and it does not for the
-# windows of `legt`; it is a gift of `legs`.
+# a model that is trained after its start, nearly is enough. It does not hold
+# for just any term of low rank that one might leave out; it is a gift of
+# `legs`.
 
 # %%
 dt, steps, responses = 1 / 16, jnp.zeros((1, 64, 1)), {}

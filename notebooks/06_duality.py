@@ -222,7 +222,7 @@ assert jnp.allclose(jnp.concatenate([first, rest], 1), y)
 # in $T$ like the recurrence, but nearly all of its multiplications are in
 # matrix products of size $Q$, $N$ and $P$. A GPU does these some ten to
 # thirty times faster than the element by element work of the recurrence. With
-# $N = P = Q = 128$ all terms are alike.
+# $N = P = Q = 128$ all terms are of one order.
 #
 # XLA counts the multiplications and additions of a program, and we let it
 # count the quadratic and the chunked form of one head with $P = N = 32$ as

@@ -195,11 +195,11 @@ assert jnp.all(jnp.abs(jnp.sum(jnp.sign(jnp.diff(steady, axis=0)), 0)) == 39)  #
 # matter in which order the digits came. So a layer can hold sums, but not the
 # result of shuffling three cups, where the order matters: swap left and
 # middle, then middle and right, and the pea is elsewhere than the other way
-# round. Such things, the permutation groups $S_3$ or $S_5$, are what
-# DeltaNet's reflections do in one layer (`ssm.mixers.gated_deltanet`) and a
-# diagonal model cannot; `configs/state_tracking` has them as tasks. The last
-# check below makes the point: with its digits shuffled, the sequence ends in
-# the same state.
+# round. Of such things, the permutation groups, a layer of DeltaNet can do
+# the smallest, $S_3$, by reflections (`ssm.mixers.gated_deltanet`), and a
+# layer of a diagonal model none; `configs/state_tracking` has them as tasks.
+# The last check below makes the point: with its digits shuffled, the sequence
+# ends in the same state.
 
 # %%
 digits = rng.integers(0, 60, length)
