@@ -107,8 +107,8 @@ for name, nodes in {"legs": -np.log(s), "legt": 2 * s, "fout": 2 * s}.items():
 #
 # The first term is the newest value coming in: $B_n = p_n(0)\, w(0)$. In the
 # second, suppose that $(p_n w)' / w$ is a combination of the functions
-# themselves, $\sum_k A_{nk}\, p_k$. Then the integral is $\sum_k A_{nk}
-# x_k(t)$, by (1) once more, and we have $x' = A x + B u$ with
+# themselves, $\sum_k A_{nk}\, p_k$. Then the integral is
+# $\sum_k A_{nk} x_k(t)$, by (1) once more, and we have $x' = A x + B u$ with
 #
 # $$A_{nk} = \int_0^\infty (p_n w)'(\tau)\, p_k(\tau)\, d\tau . \tag{2}$$
 #
@@ -188,8 +188,8 @@ assert error["legt"] < 0.01 < error["fout"] < error["legs"] < 0.1 < error["lagt"
 # There is a second way to read (1), and it leads to S4. Start with $x = 0$
 # and let $u$ be a single sharp pulse at time 0. The equation's solution from
 # then on is $x(t) = e^{tA} B$, a matrix exponential. But (1), with nothing
-# else in the past than a pulse of age $t$, says that $x_n(t) = p_n(t)\,
-# w(t)$. Hence
+# else in the past than a pulse of age $t$, says that
+# $x_n(t) = p_n(t)\, w(t)$. Hence
 #
 # $$(e^{tA} B)_n = p_n(t)\, w(t) . \tag{3}$$
 #
@@ -245,10 +245,10 @@ assert np.allclose(responses["legt"][inside, :6], basis("legt", N, ages)[inside,
 # measure.) Only the ratio $dt / t = 1/k$ enters at step $k$, so that no step
 # size has to be given: `project` needs none.
 #
-# The price is paid in the eigenvalues. Those of `legs` are $-1, -2, \dots,
-# -N$, and in the first steps $1/k$ is not small: a rule that follows the
-# slope at the start of a step (`forward_euler`) overflows, which is why
-# `project` uses another. Notebook 2 explains the difference.
+# The price is paid in the eigenvalues. Those of `legs` are
+# $-1, -2, \dots, -N$, and in the first steps $1/k$ is not small: a rule that
+# follows the slope at the start of a step (`forward_euler`) overflows, which
+# is why `project` uses another. Notebook 2 explains the difference.
 #
 # Below, the memory describes all that it has seen after a third, two thirds
 # and the end of the signal, with 48 numbers each time. The same signal
@@ -306,9 +306,9 @@ assert rms["smooth"][-1] < 0.02 * rms["smooth"][3] and rms["jumps"][-1] > 0.2 * 
 #
 # * A memory of $N$ numbers is a choice of what matters (a measure) and of
 #   functions that are orthogonal under it; $A$ and $B$ follow.
-# * The state's response to a pulse is the basis, weighted: $e^{tA} B = p_n
-#   w$. A linear read-out of the state is a convolution of the past with a
-#   kernel in that basis.
+# * The state's response to a pulse is the basis, weighted:
+#   $e^{tA} B = p_n w$. A linear read-out of the state is a convolution of the
+#   past with a kernel in that basis.
 # * `legs` is the one that lasted: lower triangular, long-sighted, and, with
 #   $1/t$, without any timescale.
 #

@@ -47,9 +47,9 @@ jax.config.update("jax_enable_x64", True)
 # %% [markdown]
 # ## One state, solved exactly
 #
-# Take a single state with a number $a$ for $A$ and with $B = 1$: $x' = a x +
-# u$. Multiplying by $e^{-at}$ and integrating over one step gives the
-# solution without any approximation:
+# Take a single state with a number $a$ for $A$ and with $B = 1$:
+# $x' = a x + u$. Multiplying by $e^{-at}$ and integrating over one step gives
+# the solution without any approximation:
 #
 # $$x(t + \Delta) = e^{\Delta a} x(t) + \int_0^{\Delta} e^{(\Delta - s) a}\, u(t + s)\, ds .$$
 #
@@ -66,8 +66,9 @@ jax.config.update("jax_enable_x64", True)
 # makes no error, however large $\Delta$ is. So one step of $\Delta = 1$ must
 # lead to the same state as a thousand steps of $\Delta = 1/1000$ with the
 # same input. No polynomial or rational rule can do that; the simplest one,
-# `forward_euler`, which follows the slope at the start of the step, $h_t =
-# h_{t-1} + \Delta (a h_{t-1} + u_t)$, comes near it only with small steps.
+# `forward_euler`, which follows the slope at the start of the step,
+# $h_t = h_{t-1} + \Delta (a h_{t-1} + u_t)$, comes near it only with small
+# steps.
 
 # %%
 a, u = jnp.array([-3.0]), jnp.ones((1, 1000, 1))
@@ -102,8 +103,9 @@ assert not jnp.allclose(one_step["forward_euler"], thousand_steps["forward_euler
 # both.
 #
 # All three are one family, with a share $w$ of the slope taken at the end of
-# the step and $1 - w$ at its start: $h_t - h_{t-1} = \Delta\, ((1 - w)\, a
-# h_{t-1} + w\, a h_t + u_t)$. Solve for $h_t$, and
+# the step and $1 - w$ at its start:
+# $h_t - h_{t-1} = \Delta\, ((1 - w)\, a h_{t-1} + w\, a h_t + u_t)$. Solve
+# for $h_t$, and
 #
 # $$\text{decay} = \frac{1 + (1 - w)\, z}{1 - w\, z}, \qquad \text{current} =
 # \frac{\Delta}{1 - w\, z}$$
@@ -121,8 +123,8 @@ assert not jnp.allclose(one_step["forward_euler"], thousand_steps["forward_euler
 # $e^{i\theta}$ runs around it, again and again: the angles $\theta$ and
 # $\theta + 2\pi$ are the same to it, which is *aliasing*, the price of
 # sampling. `bilinear` maps the whole imaginary axis onto one turn of the
-# circle, without aliases but with compressed angles: $\theta$ becomes $2
-# \arctan(\theta / 2)$. `backward_euler` lets every turning state fade, and
+# circle, without aliases but with compressed angles: $\theta$ becomes
+# $2 \arctan(\theta / 2)$. `backward_euler` lets every turning state fade, and
 # `forward_euler` makes every one of them grow.
 
 # %%
@@ -258,12 +260,13 @@ assert jnp.max(jnp.abs(position["backward_euler"][-10:])) < 0.1 < 10 < off("forw
 # %% [markdown]
 # A change of basis does not disturb a rule. If $A = V \Lambda V^{-1}$ with a
 # diagonal $\Lambda$, then each rule, being a function of $A$ that is a power
-# series or a quotient of polynomials, has $\bar A = V\, \overline{\Lambda}\,
-# V^{-1}$: to discretise and then to diagonalise is the same as to diagonalise
-# and then to discretise. A model may therefore keep $\Lambda$ alone, $N$
-# complex numbers, and let $V$ disappear in $B$ and $C$. From S4D on, the
-# whole lineage does. The spring's eigenvalues are a pair of complex
-# conjugates, $-0.3 \pm 5.99i$: fading at $0.3$, turning at $5.99$.
+# series or a quotient of polynomials, has
+# $\bar A = V\, \overline{\Lambda}\, V^{-1}$: to discretise and then to
+# diagonalise is the same as to diagonalise and then to discretise. A model
+# may therefore keep $\Lambda$ alone, $N$ complex numbers, and let $V$
+# disappear in $B$ and $C$. From S4D on, the whole lineage does. The spring's
+# eigenvalues are a pair of complex conjugates, $-0.3 \pm 5.99i$: fading at
+# $0.3$, turning at $5.99$.
 
 # %%
 Lambda, V = np.linalg.eig(A)
@@ -274,12 +277,12 @@ for rule in RULES:
         assert jnp.allclose(matrix, (V * numbers) @ np.linalg.inv(V), atol=1e-13), rule
 
 # %% [markdown]
-# Now the picture above can be read off four numbers. With $\Delta = 4.8 /
-# 56$, $z = -0.03 \pm 0.51 i$. `forward_euler` has $|1 + z| = 1.10$: the swing
-# grows by a tenth with every step. `backward_euler` has $1 / |1 - z| = 0.87$
-# where $e^{-0.03} = 0.97$ would be right. `bilinear` has nearly the right
-# modulus, and turns by $0.50$ a step in place of $0.51$: two hundredths too
-# slowly, one swing in fifty.
+# Now the picture above can be read off four numbers. With
+# $\Delta = 4.8 / 56$, $z = -0.03 \pm 0.51 i$. `forward_euler` has
+# $|1 + z| = 1.10$: the swing grows by a tenth with every step.
+# `backward_euler` has $1 / |1 - z| = 0.87$ where $e^{-0.03} = 0.97$ would be
+# right. `bilinear` has nearly the right modulus, and turns by $0.50$ a step
+# in place of $0.51$: two hundredths too slowly, one swing in fifty.
 #
 # ## The step is a clock
 #

@@ -17,12 +17,12 @@
 #
 # $$h_l = \bar A\, h_{l-1} + \bar B\, u_l, \qquad y_l = C\, h_l ,$$
 #
-# where $\bar A$ and $\bar B$ are the discretised HiPPO matrices, $h_l \in
-# \mathbb{R}^N$ is the state, and $C$ is a row of $N$ learned numbers. The
-# trouble is the cost. A loop over $L$ tokens with a full $N \times N$ matrix
-# takes $L$ steps that cannot be done at once, and $N^2 L$ multiplications a
-# channel. A layer has hundreds of channels, and on a GPU the loop alone would
-# be hopeless.
+# where $\bar A$ and $\bar B$ are the discretised HiPPO matrices,
+# $h_l \in \mathbb{R}^N$ is the state, and $C$ is a row of $N$ learned
+# numbers. The trouble is the cost. A loop over $L$ tokens with a full
+# $N \times N$ matrix takes $L$ steps that cannot be done at once, and $N^2 L$
+# multiplications a channel. A layer has hundreds of channels, and on a GPU
+# the loop alone would be hopeless.
 #
 # S4 computes the same numbers as a convolution, without the loop, and finds
 # the convolution's kernel without powers of $\bar A$. This notebook follows
@@ -61,9 +61,9 @@ N, L, dt = 16, 256, 0.02
 # many came before.
 #
 # Here the kernel is made by brute force: it is the loop's answer to a single
-# 1 at the first token. The knob is the step $\Delta$. Since $K_j$ samples $C
-# e^{tA} B$ at $t = j \Delta$, a larger step shows more of the same curve in
-# as many tokens: $\Delta$ is how far a kernel of $L$ taps sees.
+# 1 at the first token. The knob is the step $\Delta$. Since $K_j$ samples
+# $C e^{tA} B$ at $t = j \Delta$, a larger step shows more of the same curve
+# in as many tokens: $\Delta$ is how far a kernel of $L$ taps sees.
 
 # %%
 A, B = map(jnp.asarray, hippo.measure("legs", N))
@@ -85,17 +85,17 @@ assert not jnp.allclose(by_fft, loop(u, 2 * dt), atol=1e-2)
 # ## Why not simply diagonalise
 #
 # To get $K$ without the loop we want powers of $\bar A$ to be cheap, and they
-# are if $A$ is diagonal: if $A = V \Lambda V^{-1}$, then $\bar A^j = V \bar
-# \Lambda^j V^{-1}$, and $V$ may be absorbed by $B$ and $C$. Almost every
-# matrix can be diagonalised, the HiPPO matrix too: it is triangular, its
-# eigenvalues are its diagonal entries $-1, -2, \dots, -N$.
+# are if $A$ is diagonal: if $A = V \Lambda V^{-1}$, then
+# $\bar A^j = V \bar \Lambda^j V^{-1}$, and $V$ may be absorbed by $B$ and
+# $C$. Almost every matrix can be diagonalised, the HiPPO matrix too: it is
+# triangular, its eigenvalues are its diagonal entries $-1, -2, \dots, -N$.
 #
 # But its eigenvectors are nearly parallel. To be useful, $V$ and $V^{-1}$
 # must be computed and multiplied by; the relative error of that is the
 # *condition number* of $V$, the ratio of its largest to its smallest singular
 # value, times the precision of the numbers. For `legs` the entries of $V$ are
-# products of binomials that grow as $2^{4N/3}$ (S4, Lemma 3.2). Already at $N
-# = 24$ not one digit of float64 survives, and S4 uses $N = 64$ in float32.
+# products of binomials that grow as $2^{4N/3}$ (S4, Lemma 3.2). Already at
+# $N = 24$ not one digit of float64 survives, and S4 uses $N = 64$ in float32.
 #
 # The right figure is the remedy of the next section: the same matrix after
 # adding $P P^\top$. Its eigenvectors are orthogonal, condition number 1, at
@@ -125,10 +125,10 @@ assert np.all(legs[sizes >= 24] > 2.0**53) and np.all(normal < 1 + 1e-6)
 # of the identity.
 #
 # Look at `legs` below its diagonal: $-\sqrt{2n+1}\sqrt{2k+1}$, which is a
-# product of a column and a row. With $P_n = \sqrt{n + 1/2}$, adding $P_n P_k
-# = \frac12 \sqrt{2n+1}\sqrt{2k+1}$ everywhere leaves minus one half of that
-# product below the diagonal, plus one half above it, and on the diagonal
-# $-(n+1) + (n + \frac12) = -\frac12$:
+# product of a column and a row. With $P_n = \sqrt{n + 1/2}$, adding
+# $P_n P_k = \frac12 \sqrt{2n+1}\sqrt{2k+1}$ everywhere leaves minus one half
+# of that product below the diagonal, plus one half above it, and on the
+# diagonal $-(n+1) + (n + \frac12) = -\frac12$:
 #
 # $$A + P P^\top = -\tfrac12 I + S, \qquad S^\top = -S . \tag{2}$$
 #
@@ -175,8 +175,8 @@ assert np.allclose(V.conj().T @ V, np.eye(N // 2)) and np.allclose(P, V.conj().T
 # since $z_k^L = 1$ at every root. The one power that is left, $\bar A^L$,
 # sits in $\tilde C$, and there S4 plays a trick: as $C$ is learned anyway,
 # let $\tilde C$ be the parameter. Then no power is ever computed in training.
-# (It is, once, if $C$ is needed for the recurrence: $C = \tilde C (I - \bar
-# A^L)^{-1}$.)
+# (It is, once, if $C$ is needed for the recurrence:
+# $C = \tilde C (I - \bar A^L)^{-1}$.)
 #
 # Here is (5) with full matrices and an inverse at every root.
 
@@ -198,18 +198,18 @@ assert not np.allclose(np.fft.ifft(not_truncated), K, rtol=1e-3)
 # ## The bilinear rule lets $A$ out
 #
 # In (5) stands $\bar A$, the discretised matrix. Put in the bilinear rule,
-# $\bar A = (I - \frac{\Delta}{2} A)^{-1} (I + \frac{\Delta}{2} A)$ and $\bar
-# B = (I - \frac{\Delta}{2} A)^{-1} \Delta B$, and multiply through by $I -
-# \frac{\Delta}{2} A$, with which everything commutes:
+# $\bar A = (I - \frac{\Delta}{2} A)^{-1} (I + \frac{\Delta}{2} A)$ and
+# $\bar B = (I - \frac{\Delta}{2} A)^{-1} \Delta B$, and multiply through by
+# $I - \frac{\Delta}{2} A$, with which everything commutes:
 #
 # $$(I - \bar A z)^{-1} \bar B
 # = \left( I - \tfrac{\Delta}{2} A - z - z \tfrac{\Delta}{2} A \right)^{-1} \Delta B
 # = \left( (1 - z)\, I - \tfrac{1 + z}{2}\, \Delta A \right)^{-1} \Delta B . \tag{6}$$
 #
 # The discretised matrix is gone; what is inverted is the original $A$,
-# shifted. In the paper this is divided by $1 + z$, which fails at the root $z
-# = -1$; in the form (6) nothing is special there. With $m = 1 - z$ and $d =
-# (1+z)/2$ we need
+# shifted. In the paper this is divided by $1 + z$, which fails at the root
+# $z = -1$; in the form (6) nothing is special there. With $m = 1 - z$ and
+# $d = (1+z)/2$ we need
 #
 # $$\hat K(z) = \tilde C\, (m - d\, \Delta A)^{-1} \Delta B, \qquad A = \Lambda - P P^* .$$
 #
@@ -265,8 +265,9 @@ assert not np.allclose(np.fft.ifft(CRB), K, rtol=0.1)  # the low rank matters
 #
 # A token at a time, the DPLR form pays as well. By Woodbury's identity once
 # more, $\bar A$ is again diagonal plus rank 1, and a step costs $O(N)$ and
-# not $N^2$. `s4.discrete_transition`, used above, is it: four vectors $a, p,
-# q, b$ with $h_l = a\, h_{l-1} - p\, \mathrm{Re}(q \cdot h_{l-1}) + b\, u_l$.
+# not $N^2$. `s4.discrete_transition`, used above, is it: four vectors
+# $a, p, q, b$ with
+# $h_l = a\, h_{l-1} - p\, \mathrm{Re}(q \cdot h_{l-1}) + b\, u_l$.
 #
 # `s4.discrete` puts both faces in one system, and `s4.recurrent` and
 # `s4.parallel` run it. They must agree with each other and with the loop we
@@ -291,10 +292,10 @@ assert jnp.allclose(jnp.concatenate([prompt, rest], 1), by_loop, atol=1e-11)
 #
 # A channel of S4 begins with the fixed $\Lambda$, $P$ and $B$ of HiPPO, a
 # step $\Delta$ drawn between $0.001$ and $0.1$, and a random $C$. All of them
-# are trained, $\Lambda$ and $P$ slowly. In `ssm.mixers.s4.S4`, $A = \Lambda -
-# P P^*$ has the same $P$ on both sides, which keeps every eigenvalue in the
-# left half plane: $\mathrm{Re}\, v^* A v = \mathrm{Re}\, v^* \Lambda v - |P^*
-# v|^2 < 0$.
+# are trained, $\Lambda$ and $P$ slowly. In `ssm.mixers.s4.S4`,
+# $A = \Lambda - P P^*$ has the same $P$ on both sides, which keeps every
+# eigenvalue in the left half plane:
+# $\mathrm{Re}\, v^* A v = \mathrm{Re}\, v^* \Lambda v - |P^* v|^2 < 0$.
 #
 # Below is a layer of width 128 as it starts: how much of a kernel's energy,
 # $\sum_j K_j^2$, lies in its first taps, for the channels of the longest, the

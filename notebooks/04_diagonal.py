@@ -46,11 +46,11 @@ rng = np.random.default_rng(0)
 # ## Leaving out the rank
 #
 # Recall from notebook 1 that the state's response to a pulse is the basis:
-# $e^{tA} B = p_n(t)\, e^{-t}$ for `legs`. And from notebook 3 that $A + P
-# P^\top$ is normal, and so diagonal in an orthonormal basis. If we keep only
-# that normal part, what becomes of the responses? There is no reason for them
-# to stay what they were: the entries of $P P^\top$ are as large as those of
-# $A$.
+# $e^{tA} B = p_n(t)\, e^{-t}$ for `legs`. And from notebook 3 that
+# $A + P P^\top$ is normal, and so diagonal in an orthonormal basis. If we
+# keep only that normal part, what becomes of the responses? There is no
+# reason for them to stay what they were: the entries of $P P^\top$ are as
+# large as those of $A$.
 #
 # The S4D paper has a surprising theorem: *with $B / 2$ in place of $B$*, the
 # responses of the normal part converge to those of `legs` as $N$ grows. For
@@ -193,10 +193,10 @@ assert np.linalg.norm(curve("lin", 64)[1] - box) < 0.2 * np.linalg.norm(box) < n
 # What else is chosen at the start? $B = 1$, as only the product $C \bar B$
 # counts; $C$ random, of variance 1; and $\Delta$ log-uniform between $0.001$
 # and $0.1$, one for each channel, as in S4. The real part is $-1/2$ for all,
-# because it is for `legs`. So all states of a channel fade alike, within $2 /
-# \Delta$ tokens, and differ in their frequencies alone: a channel is a memory
-# of one length, and the layer has channels of many. Mamba, with its real
-# eigenvalues, will do the opposite.
+# because it is for `legs`. So all states of a channel fade alike, within
+# $2 / \Delta$ tokens, and differ in their frequencies alone: a channel is a
+# memory of one length, and the layer has channels of many. Mamba, with its
+# real eigenvalues, will do the opposite.
 #
 # ## S5: one system for all channels
 #
@@ -211,8 +211,8 @@ assert np.linalg.norm(curve("lin", 64)[1] - box) < 0.2 * np.linalg.norm(box) < n
 #
 # Is that less than S4D, or more? It is both. A bank of $H$ systems of S4D
 # *is* an S5 with $P = HN$ states whose $B$ and $C$ are block-diagonal; that
-# is checked below, number by number. In practice S5 uses far fewer states, $P
-# \approx H$, and lets the full $B$ and $C$ do the mixing.
+# is checked below, number by number. In practice S5 uses far fewer states,
+# $P \approx H$, and lets the full $B$ and $C$ do the mixing.
 
 # %%
 n = A.shape[1]
@@ -241,13 +241,13 @@ assert not np.allclose(parallel(x, mixed)[0], y, rtol=0.1)
 # $$a' (a h + b) + b' = (a' a)\, h + (a' b + b'), \qquad\text{so}\qquad (a, b) \circ (a', b') = (a a',\; a' b + b') .
 # \tag{2}$$
 #
-# And to compose maps is *associative*: $(f \circ g) \circ h = f \circ (g
-# \circ h)$. Brackets may be set as we like, for example in pairs, then pairs
-# of pairs. Eight tokens take three rounds and not eight steps; a million take
-# twenty. That needs nothing of $\bar A$ but that products are cheap, which
-# for a diagonal they are. It does not even need $\bar A$ to be the same at
-# every token: what looks like a detail here is what makes Mamba possible
-# (notebook 5).
+# And to compose maps is *associative*:
+# $(f \circ g) \circ h = f \circ (g \circ h)$. Brackets may be set as we like,
+# for example in pairs, then pairs of pairs. Eight tokens take three rounds
+# and not eight steps; a million take twenty. That needs nothing of $\bar A$
+# but that products are cheap, which for a diagonal they are. It does not even
+# need $\bar A$ to be the same at every token: what looks like a detail here
+# is what makes Mamba possible (notebook 5).
 #
 # (The library's scan on a GPU sets its brackets in another way: one by one
 # within a block of tokens, since work is what costs there, and in pairs
@@ -272,23 +272,24 @@ assert jnp.allclose(run(a[None], b[None], implementation="xla")[0], loop)
 # ## LRU: no continuous time at all
 #
 # Orvieto et al. (2023) asked which parts of this are needed. Not HiPPO, and
-# not $\Delta$: learn the eigenvalue of the recurrence itself, $\lambda = \bar
-# a$, and start it at random on a ring in the unit disc. What is needed is
+# not $\Delta$: learn the eigenvalue of the recurrence itself,
+# $\lambda = \bar a$, and start it at random on a ring in the unit disc. What
+# is needed is
 #
-# * that $|\lambda| < 1$ at all times of training: hence $\lambda =
-#   \exp(-e^{\nu} + i e^{\theta})$, whose modulus $\exp(-e^\nu)$ cannot reach
-#   1, whatever $\nu$ becomes;
+# * that $|\lambda| < 1$ at all times of training: hence
+#   $\lambda = \exp(-e^{\nu} + i e^{\theta})$, whose modulus $\exp(-e^\nu)$
+#   cannot reach 1, whatever $\nu$ becomes;
 # * eigenvalues near the circle if memory is to be long: a ring from
 #   $r_{\min}$ to $r_{\max}$, uniform in area;
-# * and a normalisation. Feed noise of variance 1 into $h_l = \lambda h_{l-1}
-#   + u_l$ and the variance of $h$ grows to $1 + |\lambda|^2 + |\lambda|^4 +
-#   \dots = 1 / (1 - |\lambda|^2)$: a thousand for $|\lambda| = 0.9995$.
-#   Multiplying the input by $\gamma = \sqrt{1 - |\lambda|^2}$ brings every
-#   state to variance 1. In S4 and S4D the small factor $\Delta$ in $\bar B$
-#   did that, unnoticed.
+# * and a normalisation. Feed noise of variance 1 into
+#   $h_l = \lambda h_{l-1} + u_l$ and the variance of $h$ grows to
+#   $1 + |\lambda|^2 + |\lambda|^4 + \dots = 1 / (1 - |\lambda|^2)$: a
+#   thousand for $|\lambda| = 0.9995$. Multiplying the input by
+#   $\gamma = \sqrt{1 - |\lambda|^2}$ brings every state to variance 1. In S4
+#   and S4D the small factor $\Delta$ in $\bar B$ did that, unnoticed.
 #
-# For a ring that is uniform in area the mean of $1/(1 - |\lambda|^2)$ is $\ln
-# \frac{1 - r_{\min}^2}{1 - r_{\max}^2} / (r_{\max}^2 - r_{\min}^2)$, the
+# For a ring that is uniform in area the mean of $1/(1 - |\lambda|^2)$ is
+# $\ln \frac{1 - r_{\min}^2}{1 - r_{\max}^2} / (r_{\max}^2 - r_{\min}^2)$, the
 # dashed line below. On very long sequences it also helps to begin with small
 # angles: a state that turns by $\theta$ a token cannot tell apart what is
 # $2\pi/\theta$ tokens away.

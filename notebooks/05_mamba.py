@@ -24,8 +24,8 @@
 # where the step $\Delta_t > 0$ of this channel, and the rows $B_t$ and $C_t$,
 # which all channels share, are *computed from the token itself* by small
 # linear maps. $A$ stays a parameter: $N$ negative numbers for each channel.
-# As in notebook 2 the discretisation turns $(A, \Delta_t)$ into decays $\bar
-# A_t = e^{\Delta_t A}$ and gains $\bar B_t = \Delta_t B_t$, the rule
+# As in notebook 2 the discretisation turns $(A, \Delta_t)$ into decays
+# $\bar A_t = e^{\Delta_t A}$ and gains $\bar B_t = \Delta_t B_t$, the rule
 # `exponential_euler`, but now there is another decay at every token.
 #
 # The paper calls it *selection*. `ssm.mixers.mamba` has the pure functions;
@@ -50,10 +50,11 @@ recurrent, one = jax.jit(mamba.recurrent, static_argnames="rule"), jnp.ones((1, 
 # ## The step is a gate
 #
 # Take the smallest case: one channel, one state, $A = -1$, $B_t = C_t = 1$,
-# and the exact rule `zoh` of notebook 2, $\bar A_t = e^{-\Delta_t}$ and $\bar
-# B_t = 1 - e^{-\Delta_t}$. The two sum to 1: the new state is a weighted mean
-# of the old state and the new input. Let $\Delta_t = \mathrm{softplus}(s_t) =
-# \ln(1 + e^{s_t})$ for a number $s_t$ that is read from the token. Then
+# and the exact rule `zoh` of notebook 2, $\bar A_t = e^{-\Delta_t}$ and
+# $\bar B_t = 1 - e^{-\Delta_t}$. The two sum to 1: the new state is a
+# weighted mean of the old state and the new input. Let
+# $\Delta_t = \mathrm{softplus}(s_t) = \ln(1 + e^{s_t})$ for a number $s_t$
+# that is read from the token. Then
 # $e^{-\Delta_t} = 1 / (1 + e^{s_t}) = 1 - \sigma(s_t)$ with the logistic
 # function $\sigma$, and
 #
@@ -163,8 +164,8 @@ assert error(select(1e-5)) < 2e-3 < 0.5 < error(convolved)
 # It has one flaw, which is worth knowing. To write a name a second time one
 # must first erase its old value. But $\Delta_t$ sets the decay of *all* $N$
 # states of the channel: there is none for one place alone. So the new value
-# is added to the old one. Erasing along $B_t$ is what DeltaNet adds, $h_t =
-# h_{t-1} - \beta_t\, (h_{t-1} B_t - x_t) B_t^\top$; see
+# is added to the old one. Erasing along $B_t$ is what DeltaNet adds,
+# $h_t = h_{t-1} - \beta_t\, (h_{t-1} B_t - x_t) B_t^\top$; see
 # `ssm.mixers.gated_deltanet`.
 #
 # In the picture, each column is a state, red for a positive content and blue
@@ -194,10 +195,10 @@ assert np.allclose(y[0, 7:, 0], [0.3, -1.2, 0.8 + 0.5, 2.0, -0.4, 1.1], atol=1e-
 # Where do the decays start? Mamba's $A$ is $-1, -2, \dots, -N$ for every
 # channel, the `real` start of notebook 4, and the bias of $\Delta$ is such
 # that $\Delta$ begins between $0.001$ and $0.1$, one for each channel. So
-# state $n$ of a channel remembers about $1 / (n \Delta)$ tokens: with $N =
-# 16$ a layer begins with memories of less than one and of a thousand tokens.
-# Real eigenvalues were good enough for text, and they made the kernel simple;
-# that they cannot count is a story for notebook 7.
+# state $n$ of a channel remembers about $1 / (n \Delta)$ tokens: with
+# $N = 16$ a layer begins with memories of less than one and of a thousand
+# tokens. Real eigenvalues were good enough for text, and they made the kernel
+# simple; that they cannot count is a story for notebook 7.
 #
 # A half life is the number of tokens after which half of what was written is
 # left, $\ln 2 / (n \Delta)$. The figure shows those of a few channels of a

@@ -216,13 +216,13 @@ assert jnp.allclose(jnp.concatenate([first, rest], 1), y)
 # ## What it costs
 #
 # Count multiplications for one head. The recurrence needs about $3 P N$ a
-# token: fade the state, add to it, read it. The quadratic form needs $(N +
-# P)\, T / 2$ a token, for scores and sums, half of them saved by the mask at
-# best. The chunked form needs $(N + P)\, Q / 2 + 2 P N$ a token: it is linear
-# in $T$ like the recurrence, but nearly all of its multiplications are in
-# matrix products of size $Q$, $N$ and $P$. A GPU does these some ten to
-# thirty times faster than the element by element work of the recurrence. With
-# $N = P = Q = 128$ all terms are of one order.
+# token: fade the state, add to it, read it. The quadratic form needs
+# $(N + P)\, T / 2$ a token, for scores and sums, half of them saved by the
+# mask at best. The chunked form needs $(N + P)\, Q / 2 + 2 P N$ a token: it
+# is linear in $T$ like the recurrence, but nearly all of its multiplications
+# are in matrix products of size $Q$, $N$ and $P$. A GPU does these some ten
+# to thirty times faster than the element by element work of the recurrence.
+# With $N = P = Q = 128$ all terms are of one order.
 #
 # XLA counts the multiplications and additions of a program, and we let it
 # count the quadratic and the chunked form of one head with $P = N = 32$ as
@@ -266,9 +266,10 @@ assert 1.9 < flops["chunked"][-1] / flops["chunked"][-2] < 2.1
 # mix a few layers of attention in. (`configs/recall` trains models on this
 # task.)
 #
-# The code writes the first $m$ of 256 pairs, by giving the others $\Delta =
-# 0$: a token without time leaves no trace. The last check stores 64 pairs
-# under the 64 orthogonal keys of $\mathbb{R}^{64}$ and gets all of them back.
+# The code writes the first $m$ of 256 pairs, by giving the others
+# $\Delta = 0$: a token without time leaves no trace. The last check stores 64
+# pairs under the 64 orthogonal keys of $\mathbb{R}^{64}$ and gets all of them
+# back.
 
 # %%
 pairs, errors, write = 2 ** np.arange(3, 9), {16: [], 64: []}, jax.jit(mamba2.recurrent)

@@ -22,10 +22,10 @@
 #   cost almost no time when text is written.
 #
 # The symbols are those of notebook 6. For one head, at token $t$: an input
-# $x_t \in \mathbb{R}^P$, rows $B_t, C_t \in \mathbb{R}^N$, a step $\Delta_t >
-# 0$, all of them computed from the token, and now also $A_t \le 0$ is. The
-# state $h_t$ is a table of $P \times N$ numbers, the output $y_t = h_t C_t$,
-# and $\alpha_t = e^{\Delta_t A_t}$ the decay.
+# $x_t \in \mathbb{R}^P$, rows $B_t, C_t \in \mathbb{R}^N$, a step
+# $\Delta_t > 0$, all of them computed from the token, and now also
+# $A_t \le 0$ is. The state $h_t$ is a table of $P \times N$ numbers, the
+# output $y_t = h_t C_t$, and $\alpha_t = e^{\Delta_t A_t}$ the decay.
 #
 # `ssm.mixers.mamba3` has `recurrent`, the definition, and `chunked`, by
 # matrix products.
@@ -70,11 +70,11 @@ dt, A = jnp.asarray(rng.uniform(0.02, 0.2, (1, T, 1))), -jnp.ones((1, T, 1))
 # without.
 #
 # The two bands fold into one pass: what token $t$ adds in the next step,
-# $\beta_{t+1} x_t B_t^\top$, equals $\alpha_{t+1}$ times $(1 - \lambda_{t+1})
-# \Delta_{t+1}\, x_t B_t^\top$, as if that had been added *just before* the
-# next decay. So all but the newest token are read with the weight $\gamma_t +
-# (1 - \lambda_{t+1}) \Delta_{t+1}$, and the chunks of notebook 6 are used as
-# they are.
+# $\beta_{t+1} x_t B_t^\top$, equals $\alpha_{t+1}$ times
+# $(1 - \lambda_{t+1}) \Delta_{t+1}\, x_t B_t^\top$, as if that had been added
+# *just before* the next decay. So all but the newest token are read with the
+# weight $\gamma_t + (1 - \lambda_{t+1}) \Delta_{t+1}$, and the chunks of
+# notebook 6 are used as they are.
 
 # %%
 weight = jnp.asarray(rng.uniform(0, 1, (1, T, 1)))
@@ -108,11 +108,11 @@ assert jnp.allclose(recurrent(x, B, C, dt, A, jnp.ones_like(dt))[0], mamba2_agai
 # In the mask of notebook 6 there would now stand products of rotations and
 # not numbers, and the matrix form would be lost. But rotations of one plane
 # commute. What came in at token $s$ has, at token $t$, been turned by the sum
-# of the angles between them, $\phi_t - \phi_s$ with $\phi_t = \sum_{k \le t}
-# \Delta_k \theta_k$. It makes no difference whether one turns the state, or
-# turns each $B_s$ by $\phi_s$ when it is written and each $C_t$ by $\phi_t$
-# when it is read: only the difference shows. Then (2) is Mamba-2 once more,
-# with turned rows.
+# of the angles between them, $\phi_t - \phi_s$ with
+# $\phi_t = \sum_{k \le t} \Delta_k \theta_k$. It makes no difference whether
+# one turns the state, or turns each $B_s$ by $\phi_s$ when it is written and
+# each $C_t$ by $\phi_t$ when it is read: only the difference shows. Then (2)
+# is Mamba-2 once more, with turned rows.
 #
 # Readers of Transformers know this trick. It is the rotary embedding of
 # positions, RoPE, in which queries and keys are turned by an angle that is
@@ -156,10 +156,10 @@ assert not jnp.allclose(recurrent(x, B, C, dt, A)[0][0, :, 0], y, rtol=0.1)
 # it.
 #
 # A state that turns by half a circle at each 1, and not at all at each 0,
-# does it: let the first token write a 1 into a plane, let nothing fade ($A =
-# 0$), and read along the direction in which it was written. The answer is
-# $+1$ for even and $-1$ for odd. In (2) that takes one plane and $\Delta_t
-# \theta_t = \pi\, \text{bit}_t$.
+# does it: let the first token write a 1 into a plane, let nothing fade
+# ($A = 0$), and read along the direction in which it was written. The answer
+# is $+1$ for even and $-1$ for odd. In (2) that takes one plane and
+# $\Delta_t \theta_t = \pi\, \text{bit}_t$.
 
 # %%
 length, bits = 5000, rng.integers(0, 2, 5000)
