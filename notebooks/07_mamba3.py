@@ -196,10 +196,10 @@ assert jnp.all(jnp.abs(jnp.sum(jnp.sign(jnp.diff(steady, axis=0)), 0)) == 39)  #
 # result of shuffling three cups, where the order matters: swap left and
 # middle, then middle and right, and the pea is elsewhere than the other way
 # round. Of such things, the permutation groups, a layer of DeltaNet can do
-# the smallest, $S_3$, by reflections (`ssm.mixers.gated_deltanet`), and a
-# layer of a diagonal model none; `configs/state_tracking` has them as tasks.
-# The last check below makes the point: with its digits shuffled, the sequence
-# ends in the same state.
+# the smallest, $S_3$, by reflections (`ssm.mixers.gated_deltanet`), while a
+# layer whose states turn is limited to those that commute;
+# `configs/state_tracking` has both kinds as tasks. The last check below makes
+# the point: with its digits shuffled, the sequence ends in the same state.
 
 # %%
 digits = rng.integers(0, 60, length)
@@ -235,11 +235,11 @@ for m in (5, 60):
 #
 # Both curves drop at steps 300 and 600, when the strings get longer. Mamba-3
 # is back at once, as its angle only needs to be a little more exact. Mamba-2
-# has no rule to carry over. It has learned the first few positions of the
-# short strings by heart, as a fading state can, and that share of a longer
-# string is smaller; on strings of a length that it never saw it guesses. A
-# curve that rises in training can mean either, and only the test at another
-# length tells them apart.
+# has no rule to carry over. It seems to have learned the first few positions
+# by heart, as a fading state can, and they are a smaller share of a longer
+# string; on strings of a length that it never saw it guesses. A curve that
+# rises in training can mean either, and only the test at another length tells
+# them apart.
 #
 # Mamba-3's own limit shows there too. Its record has tests at 128 and 256
 # bits, and the same weights that are right at 64 are mostly wrong at 128 and
@@ -302,7 +302,8 @@ assert not jnp.allclose(y_r, jnp.stack([pair(r, r) for r in range(R)], 2), rtol=
 #   convolution can go.
 # * Turning states are complex eigenvalues, are RoPE with angles that the
 #   tokens set. With real positive decays no layer can tell odd from even;
-#   with turning ones, one layer counts modulo anything, in any one order.
+#   with turning ones, one layer counts modulo any number, but only what may
+#   be added in any order.
 # * Lanes use a state that has to be moved anyway.
 #
 # Here the lineage stands in 2026. From HiPPO to this it has been one
