@@ -215,3 +215,18 @@ def test_units_are_rotations_without_conversions(rng):
         off = wide(found) / 2**32 - turns
         bound = 2.0**-31 + 2.0**-24 * np.abs(turns) * (1 + (np.abs(radians) > 1e5))
         assert (np.abs(off - np.round(off)) < bound).all()
+
+
+def test_angles_are_summed_lane_by_lane(rng, simulated):
+    """Two blocks of heads and of planes; two chunks of tokens of two lanes, that go on from anywhere."""
+    rate = rng.uniform(size=(1, 64, 1, 66)).astype(np.float32) * [[1], [0]]  # by the first lane of a token
+    theta, starts = rng.normal(size=(1, 64, 1, 64)).repeat(2, 2), rng.integers(-(2**31), 2**31, size=(1, 2, 66, 64))
+    rate, theta = (v.reshape(1, 128, -1).astype(np.float32) for v in (rate, theta))
+    with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+        each = gpu_angles.sums(rate, theta, rank=2)
+        found = gpu_angles.angles(rate, theta, starts.astype(np.int32), rank=2)
+    turns = (wide(rate)[..., None] * wide(theta)[:, :, None] / (2 * np.pi)).reshape(1, 2, 64, 66, 64).cumsum(2)
+    off = wide(each) / 2**32 - turns[:, :, -1]
+    assert np.abs(off - np.round(off)).max() < 2.0**-22
+    off = wide(found).reshape(turns.shape) / 2**16 - 0.5 - turns - starts[:, :, None] / 2**32
+    assert np.abs(off - np.round(off)).max() < 2.0**-17 + 2.0**-22
