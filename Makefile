@@ -7,13 +7,14 @@ ACCELERATORS := .venv-accelerators/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest -q -n 2
 
-.PHONY: demo test test-oracles test-accelerators benchmark report lint clean help
+.PHONY: demo test test-oracles test-accelerators notebooks benchmark report lint clean help
 
 help:
 	@echo "make demo               train S4D on handwritten digits, pixel by pixel, in minutes on a CPU"
 	@echo "make test               the tests that a user runs"
 	@echo "make test-oracles       the same numbers from independent implementations (installs CPU PyTorch)"
 	@echo "make test-accelerators  the tests under Python 3.12 and jax 0.11.2, and kernels through the GPU's and TPUs' compilers"
+	@echo "make notebooks          runs the notebooks and writes them, with their figures, to build/notebooks"
 	@echo "make benchmark          times every operation on this machine"
 	@echo "make report             everything measured, as Markdown"
 	@echo "make lint               ruff, as the maintainers run it"
@@ -26,6 +27,10 @@ help:
 
 .venv/ready-test: .venv/ready
 	@$(VENV)/python $(PIP_INSTALL) -e .[demo,datasets,pretrained,test]
+	@touch $@
+
+.venv/ready-notebooks: .venv/ready
+	@$(VENV)/python $(PIP_INSTALL) -e .[demo,notebooks]
 	@touch $@
 
 .venv-oracles/ready: setup.cfg pyproject.toml
@@ -60,6 +65,14 @@ test-accelerators:
 .PHONY: test-accelerators-found
 test-accelerators-found: .venv-accelerators/ready
 	$(ACCELERATORS)/python $(PYTEST) tests --ignore=tests/independent
+
+# A pair that differs follows the newer file. CI: what has a knob is drawn once. XLA: as in tests/conftest.py.
+notebooks: .venv/ready-notebooks
+	@$(VENV)/jupytext --quiet --sync notebooks/*.py
+	@CI=1 XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" \
+	    $(VENV)/python -m nbconvert --log-level ERROR --execute --ExecutePreprocessor.timeout=300 --to html \
+	    --output-dir build/notebooks notebooks/*.ipynb
+	@echo "Every assertion holds. Read build/notebooks/*.html; change notebooks/*.ipynb."
 
 benchmark: .venv/ready
 	@$(VENV)/python -m kernels_pallas.benchmark

@@ -1,7 +1,7 @@
 """The angle of every lane, head and plane: summed once, as `rotation` sums, for the kernels that turn by it.
 
 Numbers of 2^-32 turns add up without rounding, as their overflow is the full turn. What they come to is kept to 2^-16
-of a turn: half of that is a hundredth of what a bfloat16 key is rounded by.
+of a turn: half of that is a fortieth of what a bfloat16 key is rounded by.
 """
 
 from functools import partial

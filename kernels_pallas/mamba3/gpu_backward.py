@@ -34,7 +34,7 @@ def gradients(
 
     The sums have, for every lane, what dy says to all it reads of before its token, what it says to what it reads of
     its own, what angles say to its rate, parts of what dy's state says to x's state all the way through the chunk, and
-    what x says to all that reads it in the chunk, to all that does beyond, and to dy. theta in turns.
+    what x says to all that reads it in the chunk, to all that does beyond, and to dy. theta in radians.
     """
     (batch, length, heads, p), (groups, n), planes = x.shape, B.shape[2:], theta.shape[2]
     steps, chunks, blocks = heads // groups // splits, length // Q, groups * splits
@@ -146,11 +146,14 @@ class Side(NamedTuple):
         """(cos, sin) of a block of planes."""
         return keys.turn(self.now("angles").at[:, _planes(i)])
 
-    def totals(self, *staged) -> Callable:
-        """Of every column of what is staged: over the lanes of each rank, and over those before any reset."""
-        (totals,) = keys.chains([(stage.T, self.constant("lanes").T) for stage in staged])
-        kinds = keys.column_numbers(totals.shape[1])
-        return lambda kind: jnp.where(kinds == kind, totals, 0).sum(1)
+    def over_lanes(self, *staged) -> list:
+        """Factors of, for every column of what is staged, its sums over the lanes of each kind; see `_of_kind`."""
+        return [(stage.T, self.constant("lanes").T) for stage in staged]
+
+
+def _of_kind(kind: int, totals):
+    """Over the lanes of a rank, or, of the last kind, over those before any reset."""
+    return jnp.where(keys.column_numbers(totals.shape[1]) == kind, totals, 0).sum(1)
 
 
 def _planes(i: int):
@@ -185,8 +188,7 @@ def _chunk(place: Callable, steps: int, splits: int, rank: int, refs: list, s: d
             refs = dx_ref.at[b, rows, head], sums_ref.at[b, head, chunk]
             totals = visit(side._replace(slot=slot, head=head), refs, totals)
             plgpu.barrier_arrive(s["heads used"].at[slot])
-            plgpu.barrier_arrive(s["states used"].at[0])
-            tile.meet(s["over"])
+            plgpu.barrier_wait(s["over"])
             return totals
 
         of_keys, of_theta = jax.lax.fori_loop(0, steps, step, totals)
@@ -220,13 +222,30 @@ def _make(side: Side) -> None:
     tile.meet(side.s["made"])
 
 
-def _to_angles(side: Side, places: list, bars: list, stage) -> None:
+def _from_states(side: Side, rows: str, states: str, places: list, last: bool) -> tuple:
+    """Of a block of planes the cotangents by what crosses an end of the chunk; after the last, states are done with."""
+    bars = tile.products(*((side.now(rows), side.constant(states).at[at].T) for at in places))
+    if last:
+        plgpu.barrier_arrive(side.s["states used"].at[0])
+    return bars
+
+
+def _from_scores(side: Side, bars: list, scores, places: list, last: bool) -> tuple:
+    """With those by the scores; after the last, the other's key is done with."""
+    others = (side.other("key").at[:, at] for at in places)
+    bars = tile.accumulate(*((bar, scores, key) for bar, key in zip(bars, others, strict=True)))
+    if last:
+        plgpu.barrier_arrive(side.s["over"])
+    return bars
+
+
+def _to_angles(side: Side, places: list, bars: tuple, stage) -> None:
     """What the cotangents of a block of a key say to its angles, as a sum of two bfloat16."""
     (lo, hi), (a, b) = bars, (tile.load(side.mine("key").at[:, at]) for at in places)
     keys.split(hi * a - lo * b, _halves(stage))
 
 
-def _back(side: Side, i: int, bars: list, of_keys: list) -> list:
+def _back(side: Side, i: int, bars: tuple, of_keys: list) -> list:
     """Turns the cotangents of a block of a key back, and adds them to those of the heads before."""
     side, (lo, hi), of_keys = side._replace(head=keys.anew(side.head)), bars, list(of_keys)
     if i < side.turning:
@@ -239,26 +258,28 @@ def _back(side: Side, i: int, bars: list, of_keys: list) -> list:
         else:
             of_keys[j] += bar
     plgpu.commit_smem()
-    total = side.totals(side.mine("stage"))
+    (totals,) = keys.chains(side.over_lanes(side.mine("stage")))
     for r in range(side.rank):
-        side.outs[1][side.head, r, i] = total(r)
+        side.outs[1][side.head, r, i] = _of_kind(r, totals)
     return of_keys
 
 
 def _queries(side: Side, refs: tuple, totals: tuple) -> tuple:
     """A head's part in the cotangents of C and theta."""
     (of_keys, of_theta), sums_ref = totals, refs[1]
-    of_theta, said, parts = list(of_theta), 0.0, list(keys.blocks(side.s["key"].shape[-1]))
+    of_theta, said, blocks = list(of_theta), 0.0, list(keys.blocks(side.s["key"].shape[-1]))
+    blocks = blocks[side.turning :] + blocks[: side.turning]  # k's angles have spoken by then
     _make(side)
     read = _scores(side, sums_ref)
     plgpu.barrier_wait(side.s["states arrived"].at[0])
-    for i, *places in parts[side.turning :] + parts[: side.turning]:  # k's angles have spoken by then
-        since, bars = tile.over_columns(tile.to_here(side.gates().at[SUMS]), BLOCK), []
-        for at in places:
-            (bar,) = tile.products((side.now("dy"), side.constant("states").at[at].T))
-            bar *= since
+    for i, *places in blocks:
+        last = i == blocks[-1][0]
+        bars = _from_states(side, "dy", "states", places, last)
+        since = tile.over_columns(tile.to_here(side.gates().at[SUMS]), BLOCK)
+        bars = [bar * since for bar in bars]
+        for at, bar in zip(places, bars, strict=True):
             read += bar * tile.load(side.mine("key").at[:, at])
-            bars += tile.accumulate((bar, side.constant("dscores"), side.other("key").at[:, at]))
+        bars = _from_scores(side, bars, side.constant("dscores"), places, last)
         if i < side.turning:
             _to_angles(side, places, bars, side.mine("stage"))
             of_theta[i], more = _angles(side, i, of_theta[i])
@@ -276,14 +297,14 @@ def _scores(side: Side, sums_ref):
         scores, bar = tile.products(of_scores, (side.now("dy"), side.now("x").at[block].T))
         left, same = keys.pairs(side.gates(), side.rank, block)
         later, own = keys.later(side.gates(), block), keys.own(side.gates())
-        mine, scores = jnp.where(same, scores * left, 0), jnp.where(same, 0, scores * left)
+        mine = jnp.where(same, scores, 0)
         owned += mine * bar
         # rounded as products with it are, beyond any simplification: almost all of `read` is to cancel in a log decay
-        scores = jax.lax.optimization_barrier(scores.astype(jnp.bfloat16))
+        scores = jax.lax.optimization_barrier((scores * left).astype(jnp.bfloat16))
         side.other("stage")[:, block] = scores
         side.constant("own")[:, block] = (mine * own).astype(jnp.bfloat16)
         read += scores.astype(jnp.float32) * (bar * later)
-        side.constant("dscores")[:, block] = (bar * left * jnp.where(same, own, later)).astype(jnp.bfloat16)
+        side.constant("dscores")[:, block] = (bar * (left * later + jnp.where(same, own, 0))).astype(jnp.bfloat16)
     sums_ref[OWNED] = owned.sum(1)
     plgpu.commit_smem()
     plgpu.barrier_arrive(side.s["scored"])
@@ -294,8 +315,9 @@ def _angles(side: Side, i: int, of_theta) -> tuple:
     """What the angles of a block of planes, of q and of k, say to theta, and to its rate; and to the angle before."""
     plgpu.barrier_wait(side.s["said"])
     stages = side.mine("stage"), side.constant("own")
-    side.outs[3][side.head, i] = side.totals(*stages)(side.s["lanes"].shape[1] - 1)
-    (since,) = keys.chains([(side.constant("since"), half) for stage in stages for half in _halves(stage)])
+    halves = [(side.constant("since"), half) for stage in stages for half in _halves(stage)]
+    since, totals = keys.chains(halves, side.over_lanes(*stages))
+    side.outs[3][side.head, i] = _of_kind(totals.shape[1] - 1, totals)
     if i + 1 < side.turning:
         plgpu.barrier_arrive(side.s["heard"])
     of_theta += tile.over_columns(tile.load(side.gates().at[RATE], ROWS), BLOCK) * since
@@ -313,12 +335,13 @@ def _keys(side: Side, refs: tuple, totals: tuple) -> tuple:
             through += a * b
     refs[1][THROUGH] = through.sum(1) * tile.through(side.gates().at[SUMS], Q)
     _inputs(side, refs)
-    for i, *places in keys.blocks(side.s["key"].shape[-1]):
-        leaves, bars = tile.to_end(side.gates().at[SUMS]) * tile.load(side.gates().at[STRICT], ROWS), []
-        for at in places:
-            (bar,) = tile.products((side.now("x"), side.constant("costates").at[at].T))
-            bar *= tile.over_columns(leaves, BLOCK)
-            bars += tile.accumulate((bar, side.constant("dscores").T, side.other("key").at[:, at]))
+    blocks = list(keys.blocks(side.s["key"].shape[-1]))
+    for i, *places in blocks:
+        last = i == blocks[-1][0]
+        bars = _from_states(side, "x", "costates", places, last)
+        leaves = tile.to_end(side.gates().at[SUMS]) * tile.load(side.gates().at[STRICT], ROWS)
+        bars = [bar * tile.over_columns(leaves, BLOCK) for bar in bars]
+        bars = _from_scores(side, bars, side.constant("dscores").T, places, last)
         if i < side.turning:
             if i:
                 plgpu.barrier_wait(side.s["heard"])
@@ -333,25 +356,24 @@ def _inputs(side: Side, refs: tuple) -> None:
     """A head's dx, by what reads its lanes; it leaves from where the scores were, if it fits."""
     (dx_ref, sums_ref), blocks = refs, keys.columns(side.s["x"].shape[-1])
     to_end, dx, inside, beyond, skipped = tile.to_end(side.gates().at[SUMS]), [], 0.0, 0.0, 0.0
-    for block in blocks:
-        (bar,) = tile.products((side.mine("key"), side.constant("costates").at[:, block]))
-        bar *= tile.over_columns(to_end, BLOCK)
-        beyond += tile.load(side.now("x").at[:, block]) * bar
-        dx.append(bar)
+    costates = (side.constant("costates").at[:, block] for block in blocks)
+    for block, bar in zip(blocks, tile.products(*((side.mine("key"), costate) for costate in costates)), strict=True):
+        dx.append(bar * tile.over_columns(to_end, BLOCK))
+        beyond += tile.load(side.now("x").at[:, block]) * dx[-1]
     sums_ref[BEYOND] = beyond.sum(1)
     plgpu.barrier_wait(side.s["scored"])
-    for j, block in enumerate(blocks):
-        (bar,) = tile.products((side.mine("stage").T, side.now("dy").at[:, block]))
+    bars = tile.products(*((side.mine("stage").T, side.now("dy").at[:, block]) for block in blocks))
+    for j, (block, bar) in enumerate(zip(blocks, bars, strict=True)):
         x, dy = (tile.load(side.now(name).at[:, block]) for name in ("x", "dy"))
         inside, skipped = inside + x * bar, skipped + x * dy
         bar = keys.later(side.gates()) * (dx[j] + bar)
-        bar += tile.over_rows(tile.load(side.now("D").at[block], COLUMNS), Q) * dy
-        (bar,) = tile.accumulate((bar, side.constant("own").T, side.now("dy").at[:, block]))
-        dx[j] = bar.astype(jnp.bfloat16)
+        dx[j] = bar + tile.over_rows(tile.load(side.now("D").at[block], COLUMNS), Q) * dy
     sums_ref[INSIDE], sums_ref[SKIPPED] = inside.sum(1), skipped.sum(1)
+    right = (side.now("dy").at[:, block] for block in blocks)
+    dx = tile.accumulate(*((bar, side.constant("own").T, dy) for bar, dy in zip(dx, right, strict=True)))
     plgpu.commit_smem()  # all have read
     out = side.constant("out") if "out" in side.s else side.mine("stage")
     for block, value in zip(blocks, dx, strict=True):
-        out[:, block] = value
+        out[:, block] = value.astype(jnp.bfloat16)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(out, dx_ref)

@@ -11,8 +11,7 @@ from kernels_pallas.associative_scan import associative_scan
 from kernels_pallas.mamba3.gpu_backward import SUMMED, gradients
 from kernels_pallas.mamba3.gpu_tiles import BLOCK, STRICT
 from kernels_pallas.partition import over_batch
-from kernels_pallas.ssd.gpu_tiles import LEAST, Q
-from kernels_pallas.ssd.gpu_walk import clipped
+from kernels_pallas.ssd.gpu_tiles import Q
 
 BUSY = 264  # pairs of warpgroups: with fewer, several share a chunk
 
@@ -30,8 +29,11 @@ class Bars(NamedTuple):
     h: jax.Array
 
 
-def cotangents(chunks, x, gates, D, enters, dy, d_last, rank: int) -> Bars:
-    """From the state that enters every segment, and the cotangents of y and of the last state."""
+def cotangents(chunks, x, alive, D, enters, dy, d_last, rank: int) -> Bars:
+    """From the state that enters every segment, and the cotangents of y and of the last state.
+
+    alive (b, l, h): where log decays count.
+    """
     segments, groups, heads = chunks.segments, chunks.B.shape[2], len(D)
     states, _ = chunks.walk(x, enters, reverse=False)
     costates, dh = chunks.walk(dy, chunks.entering(dy, d_last, reverse=True), reverse=True)
@@ -47,12 +49,11 @@ def cotangents(chunks, x, gates, D, enters, dy, d_last, rank: int) -> Bars:
     dx, dB, dC, dtheta, sums, B_bias, C_bias, ends = over_batch(run, axes, results)(*arrays)
 
     da, dlater, down, drate, dD = _of_gates(sums, chunks.gates[:, :, :, STRICT], since.astype(jnp.float32))
-    a, _, _, rate = gates
-    of_lanes = lambda v: jnp.moveaxis(v, 1, -1).reshape(a.shape)  # noqa: E731
+    of_lanes = lambda v: jnp.moveaxis(v, 1, -1).reshape(alive.shape)  # noqa: E731
     da, dlater, down, drate = map(of_lanes, (da, dlater, down, drate))
-    da = jnp.where(clipped(a) > LEAST, da, 0)
+    da = jnp.where(alive, da, 0)
     whole = lambda v: v.reshape(*x.shape[:2], *v.shape[2:])  # noqa: E731
-    theta_bar, rate_bar, angle = _of_angles(chunks, whole(chunks.theta), rate, _ends(ends))
+    theta_bar, rate_bar, angle = _of_angles(chunks, *map(whole, (chunks.theta, chunks.rate())), _ends(ends))
     dtheta = whole(dtheta.sum(1)) + theta_bar
     BC = tuple(whole(v.sum(1)).astype(chunks.B.dtype) for v in (dB, dC))
     biases = tuple(_of_bias(v, bias) for v, bias in ((B_bias, chunks.B_bias), (C_bias, chunks.C_bias)))
@@ -84,14 +85,13 @@ def _of_gates(sums, later, since):
     da += jnp.einsum("tq,bhcq->bhct", np.tril(np.ones((Q, Q), np.float32), -1), later * beyond, precision="highest")
     da += through.sum(-1, keepdims=True)
     flat = lambda v: v.reshape(*v.shape[:2], -1)  # noqa: E731
-    rate = turned * np.float32(2 * np.pi)
-    return *map(flat, (da, inside + beyond, owned, rate)), skipped.sum((0, 2, 3))
+    return *map(flat, (da, inside + beyond, owned, turned)), skipped.sum((0, 2, 3))
 
 
 def _of_angles(chunks, theta, rate, ends) -> tuple:
     """What the angles of later chunks say to theta, to its rate, and to the angle before the first lane.
 
-    theta (b, l, s) in turns, rate (b, l, h); ends (b', h, c', s): what a chunk says to the angle before it.
+    theta (b, l, s), rate (b, l, h); ends (b', h, c', s): what a chunk says to the angle before it.
     """
     batch, heads = len(rate), rate.shape[2]
     ends = jnp.moveaxis(ends.reshape(batch, -1, *ends.shape[1:]), 2, 3).reshape(batch, -1, heads * ends.shape[-1])
@@ -106,7 +106,7 @@ def _of_angles(chunks, theta, rate, ends) -> tuple:
     product = partial(jnp.einsum, precision="highest")
     theta_bar = product("bcqh,bchs->bcqs", chunked(rate) * mine[..., None], beyond).reshape(theta.shape)
     rate_bar = product("bcqs,bchs->bcqh", chunked(theta) * mine[..., None], beyond).reshape(rate.shape)
-    return theta_bar, rate_bar * np.float32(2 * np.pi), total[:, 0].reshape(batch, heads, -1)
+    return theta_bar, rate_bar, total[:, 0].reshape(batch, heads, -1)
 
 
 def _ends(sums):

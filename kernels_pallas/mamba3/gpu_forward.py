@@ -15,9 +15,9 @@ from kernels_pallas.ssd.gpu_tiles import COLUMNS, ROWS, Q
 STAGES = 2
 
 
-@partial(jax.jit, static_argnames="rank")  # lowered once for all layers
-def forward(x, gates, B, C, angles, B_bias, C_bias, h, D, z=None, *, rank: int):
-    """(y, the last state) of x (b, l, h, p), B and C (b, l, g, n), states (b, h, n, p) and D (h, p).
+@partial(jax.jit, static_argnames=("rank", "keep"))  # lowered once for all layers
+def forward(x, gates, B, C, angles, B_bias, C_bias, h, D, z=None, *, rank: int, keep: bool = False):
+    """(y, the last state[, y before its gate]) of x (b, l, h, p), B and C (b, l, g, n), states (b, h, n, p), D (h, p).
 
     gates: (b, h, c, 4, q), of every lane the log2 decay from the start of its chunk, by what later tokens and its own
     read its input, and how much of theta it turns. angles: of `gpu_angles`. Biases: (h, 1 or q, n).
@@ -49,21 +49,22 @@ def forward(x, gates, B, C, angles, B_bias, C_bias, h, D, z=None, *, rank: int):
             for i in range(2 * (rank == 1)):
                 yield refs[5 + i].at[head + k], s["biases"].at[i, k]
 
-    out_type = jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(h.shape, jnp.float32)
+    y = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    out_type = y, jax.ShapeDtypeStruct(h.shape, jnp.float32), *(y,) * keep
     inputs = (x, gates, B, C, angles, B_bias, C_bias, h, D) + (() if z is None else (z,))
     rings = {
         "heads": (STAGES, (2 + (z is not None)) * heads.together, of_heads),
         "keys": (1, 2 + heads.together, of_keys),
     }
-    scratch = _scratch(p, n, angles.shape[3], heads.together, gated=z is not None, biased=rank == 1)
+    scratch = _scratch(p, n, angles.shape[3], heads.together, gated=z is not None, keep=keep, biased=rank == 1)
     once = (1 + 2 * (rank == 1)) * heads.together, of_walk
-    kernel = partial(_all_chunks, heads, length // Q, rank)
+    kernel = partial(_all_chunks, heads, length // Q, rank, keep)
     return keys.launch(kernel, rings, once, inputs, out_type, scratch, heads.grid, heads.together, length // Q)
 
 
-def _all_chunks(heads: tile.Heads, chunks: int, rank: int, refs: list, s: dict, thread) -> None:
+def _all_chunks(heads: tile.Heads, chunks: int, rank: int, keep: bool, refs: list, s: dict, thread) -> None:
     """The walk of one warpgroup, over the chunks of its head."""
-    (*bias_refs, h_ref), (y_ref, last_ref), (b, head, _) = refs[5:8], refs[-2:], heads.place()
+    (*bias_refs, h_ref), (y_ref, last_ref, *y_refs), (b, head, _) = refs[5:8], refs[-2 - keep :], heads.place()
     head += thread
     biases = [s["biases"].at[k, thread] if "biases" in s else ref.at[head] for k, ref in enumerate(bias_refs)]
     start = tile.load(h_ref.at[b, head], shared=False)
@@ -72,7 +73,7 @@ def _all_chunks(heads: tile.Heads, chunks: int, rank: int, refs: list, s: dict, 
     plgpu.commit_smem()
 
     def visit(i, h):
-        slot, weighted = jax.lax.rem(i, STAGES), _scratch_of(s, thread)[1]
+        slot, outs = jax.lax.rem(i, STAGES), _outs(s, thread)[: 1 + keep]
         plgpu.barrier_wait(s["heads arrived"].at[slot])
         plgpu.barrier_wait(s["keys arrived"].at[0])
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -83,22 +84,26 @@ def _all_chunks(heads: tile.Heads, chunks: int, rank: int, refs: list, s: dict, 
         s["state"].at[thread][...] = h.astype(jnp.bfloat16)
         skip = tile.over_rows(tile.load(s["D"].at[thread], COLUMNS), Q)
         y += skip * tile.load(s["x"].at[slot, thread])
+        ys = [y] * (1 + keep)
         if "z" in s:
-            y *= tile.silu(tile.load(s["z"].at[slot, thread]))
+            ys[0] *= tile.silu(tile.load(s["z"].at[slot, thread]))
         plgpu.barrier_arrive(s["heads used"].at[slot])
         plgpu.commit_smem()
-        weighted[...] = y.astype(jnp.bfloat16)
+        for out, y in zip(outs, ys, strict=True):
+            out[...] = y.astype(jnp.bfloat16)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(weighted, y_ref.at[b, pl.ds(i * Q, Q), head])
+        for out, ref in zip(outs, (y_ref, *y_refs), strict=True):
+            plgpu.copy_smem_to_gmem(out, ref.at[b, pl.ds(i * Q, Q), head])
         return h
 
     last_ref[b, head] = jax.lax.fori_loop(0, chunks, visit, start)
     plgpu.wait_smem_to_gmem(0)
 
 
-def _scratch(p: int, n: int, planes: int, together: int, gated: bool, biased: bool) -> dict:
+def _scratch(p: int, n: int, planes: int, together: int, gated: bool, keep: bool, biased: bool) -> dict:
     apart = {"biases": plgpu.SMEM((2, together, 1, n), jnp.float32)} if biased else {}
     apart |= {} if (n, p) == (2 * Q, Q) else {"weighted": matrix(Q, p, together)}
+    apart |= {"kept": matrix(Q, p, together)} if keep and p != Q else {}
     return apart | {
         **{name: matrix(Q, n, 1) for name in ("B", "C")},
         "k": matrix(Q, n, together),
@@ -114,6 +119,12 @@ def _scratch(p: int, n: int, planes: int, together: int, gated: bool, biased: bo
 def _scratch_of(s, thread) -> tuple:
     """Where scores and what is weighted go: to where q was, if there is room for both."""
     return s["q"][0].at[thread], (s["weighted"] if "weighted" in s else s["q"][1]).at[thread]
+
+
+def _outs(s, thread) -> tuple:
+    """From where y leaves, and y before its gate: from where the scores were, if it fits."""
+    scores, weighted = _scratch_of(s, thread)
+    return weighted, s["kept"].at[thread] if "kept" in s else scores
 
 
 def make(s, thread, bias_refs: list) -> None:
@@ -140,7 +151,7 @@ def _chunk(s, thread, slot, rank: int, h) -> tuple:
     scores, y = keys.chains(*chains)
     sums = gates.at[SUMS]
     left, same = keys.pairs(gates, rank, pl.ds(0, Q))
-    scores *= left * jnp.where(same, keys.own(gates, Q), keys.later(gates, pl.ds(0, Q)))
+    scores *= left * keys.later(gates, pl.ds(0, Q)) + jnp.where(same, keys.own(gates, Q), 0)
     within[...] = scores.astype(jnp.bfloat16)
     leaves = tile.over_columns(tile.to_end(sums) * tile.load(gates.at[STRICT], ROWS), x_tile.shape[1])
     weighted[...] = (tile.load(x_tile) * leaves).astype(jnp.bfloat16)

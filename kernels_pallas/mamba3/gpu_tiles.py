@@ -25,9 +25,8 @@ matrix = partial(tile.matrix, BLOCK)
 
 
 def exact(*count: int, width: int = BLOCK):
-    """float32 tiles of whole blocks of planes in shared memory."""
-    transforms = plgpu.TilingTransform((8, BLOCK)), plgpu.SwizzleTransform(4 * BLOCK)
-    return plgpu.SMEM((*count, Q, width), jnp.float32, transforms=transforms)
+    """float32 tiles of whole blocks of planes in shared memory, in an order in which no two lanes share a bank."""
+    return plgpu.SMEM((*count, Q, width), jnp.float32, transforms=(plgpu.TilingTransform((8, 8)),))
 
 
 def turns(*count: int, width: int):
@@ -92,10 +91,10 @@ def chains(*chains: list) -> tuple:
     return pl.run_scoped(run, *(plgpu.ACC(shape, jnp.float32) for shape in shapes))
 
 
-def pairs(gates, rank: int, block, transposed: bool = False) -> tuple:
-    """What is left at one lane of what entered at another, 0 where that is later; and where they are of one token.
+def pairs(gates, rank: int, block) -> tuple:
+    """What is left at the lanes of a token of what entered at one before, 0 elsewhere; and where tokens are the same.
 
-    Rows read a block of the columns, or are read by it where transposed.
+    Rows read a block of the columns.
     """
     sums, width = gates.at[SUMS], block.size
     at_rows = tile.over_columns(tile.load(sums, ROWS), width)
@@ -104,8 +103,7 @@ def pairs(gates, rank: int, block, transposed: bool = False) -> tuple:
     rows = jax.lax.optimization_barrier(plgpu.broadcasted_iota(jnp.int32, (Q,), 0, layout=ROWS))
     rows = tile.over_columns(rows - block.start, width)  # from the block's start: all blocks have the same columns
     columns = plgpu.broadcasted_iota(jnp.int32, (Q, width), 1, layout=WGMMA)
-    i, j, exponent = (columns, rows, at_columns - at_rows) if transposed else (rows, columns, at_rows - at_columns)
-    left = jnp.exp2(jnp.where((i | (rank - 1)) >= j, exponent, -jnp.inf))
+    left = jnp.exp2(jnp.where((columns | (rank - 1)) < rows, at_rows - at_columns, -jnp.inf))
     return left, (rows | (rank - 1)) == (columns | (rank - 1))
 
 

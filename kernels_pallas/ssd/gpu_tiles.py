@@ -12,7 +12,7 @@ from kernels_pallas.long_convolution.gpu_tiles import WGMMA, meet, value
 
 Q = 64  # lanes of a chunk
 LEAST = -192.0  # of a log2 decay: its power of 2 is 0 in float32, and sums of it are finite
-COMPUTING, FETCHING = 240, 24  # registers of a thread, of two warpgroups that compute and one that fetches
+COMPUTING, FETCHING = {2: 240, 4: 112}, 24  # registers of a thread, of so many warpgroups and of one that fetches
 ROWS, COLUMNS = WGMMA.reduce(1), WGMMA.reduce(0)  # one number a row of a tile, one a column
 
 
@@ -146,13 +146,13 @@ def side_by_side(kernel: Callable, fetch: Callable, inputs: tuple, out_type, scr
 
         @pl.when(thread < computing)
         def _():
-            if computing == 2:
-                plgpu.set_max_registers(COMPUTING, action="increase")
+            if computing in COMPUTING:
+                plgpu.set_max_registers(COMPUTING[computing], action="increase")
             kernel(refs, s, thread)
 
         @pl.when(thread == computing)
         def _():
-            if computing == 2:
+            if computing in COMPUTING:
                 plgpu.set_max_registers(FETCHING, action="decrease")
             fetch(refs, s)
 

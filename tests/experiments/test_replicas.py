@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from configs.state_tracking import parity
-from experiments import commandline, evaluate, memory, plots, replicas, setup, tasks
+from experiments import commandline, evaluate, memory, plots, replicas, setup, steps, tasks
+from tests.experiments import tiny
 from tests.experiments.test_kill import bits, outcome
 from tests.experiments.test_train import lines, validated_task
 
@@ -61,7 +62,14 @@ def with_another_length(options):
     return dataclasses.replace(task, data=splits)
 
 
-SIX = (asked((0.1, 1e38, 0.2), 2), "devices=2", "train_steps=6", "eval_every_steps=3", "log_every_steps=1")
+SIX = (
+    asked((0.1, 1e38, 0.2), 2),
+    "task.resident=always",
+    "devices=2",
+    "train_steps=6",
+    "eval_every_steps=3",
+    "log_every_steps=1",
+)
 
 
 def test_a_run_stopped_after_a_step(run, tmp_path, monkeypatch, capsys):
@@ -99,33 +107,40 @@ def test_a_run_stopped_after_a_step(run, tmp_path, monkeypatch, capsys):
     assert [path.name for path in (tmp_path / "large").iterdir()] == [".lock"]
 
 
-def test_no_replica_left(run, tmp_path, capsys):
-    assert run(tmp_path, asked((1e38,), 2), "train_steps=6", "eval_every_steps=6") == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: step ") and "is not finite" in error
-    assert not (tmp_path / "result.json").exists()
+def test_no_replica_left():
+    """The last one's step and parameter are named."""
+    names, figures = ["a", "b", "c"], {"": {"loss": [1.0, 2.0], "accuracy": [10.0, 20.0]}}
+    health = steps.Health(np.array([3, 5]), np.array([[True, False, False], [False, True, False]]))
+    for judge in (replicas.check, functools.partial(replicas.line, 9, figures, metric="accuracy")):
+        with pytest.raises(FloatingPointError, match="^step 5: b is not finite; checkpoints"):
+            judge(health, names=names)
+    health = health._replace(step=np.array([3, -1]))
+    replicas.check(health, names)
+    assert replicas.line(9, figures, health, "accuracy", names)["replicas/train/loss"] == [None, 2.0]
+    with pytest.raises(FloatingPointError, match="^step 9: no replica is left"):
+        replicas.line(9, {"test/": {"loss": [1.0, np.inf], "accuracy": [10.0, 20.0]}}, health, "accuracy", names)
 
 
 def test_arrays_are_shared_and_validation_decides(run, tmp_path, monkeypatch):
     """The first of four, and one alone, are the ordinary run; test is looked at when validation's best is new."""
     monkeypatch.setattr(tasks, "load", validated_task)
-    fields = ("train_steps=8", "eval_every_steps=2", "optimizer.learning_rate=0.01")
-    for name, rates, seeds in (("four", (0.01, 0.1), 2), ("one", (0.01,), 1)):
-        assert run(tmp_path / name, *fields, asked(rates, seeds)) == 0
-    assert run(tmp_path / "single", *fields) == 0
-    single, one, four = (lines(tmp_path / name) for name in ("single", "one", "four"))
-    for name in ("validation/loss", "gradient_norm"):
-        column = f"replicas/{name if '/' in name else f'train/{name}'}"
-        expected = [line[name] for line in single if name in line]
-        for several in (one, four):
-            found = [line[column][0] for line in several if column in line]
-            np.testing.assert_allclose(found, expected, rtol=1e-4)
+    tiny_config = tiny.get_config()
+    tiny_config.optimizer.learning_rate = 0.01
+    expected, expected_losses = after_three_steps(tiny_config)
+    for rates, seeds in (((0.01,), 1), ((0.01, 0.1), 2)):
+        tiny_config.replicas = {"learning_rates": rates, "seeds": seeds}
+        state, losses = after_three_steps(tiny_config)
+        np.testing.assert_allclose(losses[:, 0], expected_losses, rtol=1e-5)
+        decoders = (one.params["decoder"]["kernel"] for one in (replicas.take(state, 0), expected))
+        np.testing.assert_allclose(*decoders, rtol=1e-4, atol=1e-6)
+
+    assert run(tmp_path, "optimizer.learning_rate=0.01", "train_steps=8", asked((0.01, 0.1), 2)) == 0
     best = -1.0
-    for line in (line for line in four if "validation/loss" in line):
+    for line in (line for line in lines(tmp_path) if "validation/loss" in line):
         assert line["validation/accuracy"] == max(line["replicas/validation/accuracy"])
         assert ("test/accuracy" in line) == (line["validation/accuracy"] > best)
         best = max(best, line["validation/accuracy"])
-    result = json.loads((tmp_path / "four" / "result.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_text())
     assert max(entry["validation"] for entry in result["replicas"]) == best
     assert result["value"] in [e["value"] for e in result["replicas"] if e["validation"] == best]
 

@@ -14,13 +14,14 @@ if jax.__version_info__ < (0, 11, 2):
 
 from jax.experimental.pallas import mosaic_gpu as plgpu  # noqa: E402
 
-from kernels_pallas.mamba3 import gpu  # noqa: E402
+from kernels_pallas import rotation  # noqa: E402
+from kernels_pallas.mamba3 import gpu, gpu_angles  # noqa: E402
 from kernels_pallas.mamba3.tokens import Tokens  # noqa: E402
 from kernels_pallas.ssd import gpu_tiles, gpu_walk  # noqa: E402
 
 COMPILE = """
 from functools import partial
-from kernels_pallas.mamba3 import gpu_backward, gpu_forward, gpu_walk
+from kernels_pallas.mamba3 import gpu_angles, gpu_backward, gpu_forward, gpu_walk
 
 batch, length, heads = 8, 4096, 64
 like = lambda *shape, dtype="float32": jax.ShapeDtypeStruct(shape, dtype, sharding=one)
@@ -33,11 +34,14 @@ for p, groups, n, rank, planes in [(64, 1, 128, 1, 32), (64, 1, 128, 4, 32), (32
     arrays, states = (x, gates, B, B, angles, bias, bias), half(batch, heads, c, n, p)
     masks = half(batch, c, 64, 64), half(batch, c, 8, 64)
     if FORWARD:
-        compile(partial(gpu_forward.forward, rank=rank), (*arrays, h, D, x))
+        compile(partial(gpu_forward.forward, rank=rank, keep=True), (*arrays, h, D, x))
     else:
         compile(partial(gpu_backward.gradients, rank=rank, splits=1), (*arrays, theta, D, x, states, states, *masks))
     for reverse, keep in [(False, True), (True, True), (True, False)][: 3 * FORWARD * (rank == groups)]:
         compile(partial(gpu_walk.walk, reverse=reverse, keep=keep), (x, gates, B, angles, bias, h))
+    turning = like(batch, length, heads), theta
+    for kernel, starts in [("sums", ()), ("angles", (like(batch, c, heads, planes, dtype="int32"),))][: 2 * FORWARD]:
+        compile(partial(getattr(gpu_angles, kernel), rank=rank), (*turning, *starts))
 """
 
 
@@ -195,11 +199,34 @@ def test_two_gpus_exchange_the_gradient_of_D_alone():
 
 def test_the_walks_compile_for_hopper_without_a_spill():
     """Registers that do not fit would go to memory in every chunk."""
-    assert spills("FORWARD = True\n" + COMPILE) == (6, {"0"})
+    assert spills("FORWARD = True\n" + COMPILE) == (12, {"0"})
 
 
-def test_the_gradients_compile_for_hopper_with_few_spills():
-    """A thread has 240 registers, and the sums over heads take 48 of them: 60 bytes a head go to memory, of some 5000
-    instructions."""
-    compiled, most = spills("FORWARD = False\n" + COMPILE)
-    assert (compiled, max(map(int, most)) <= 64) == (3, True)
+def test_the_gradients_compile_for_hopper_without_a_spill():
+    """A thread has 240 registers, and the sums over heads take 48 of them."""
+    assert spills("FORWARD = False\n" + COMPILE) == (3, {"0"})
+
+
+def test_units_are_rotations_without_conversions(rng):
+    """To the rounding of one product, or two where the last term is clipped, beyond all angles there are."""
+    radians = np.concatenate([scale * rng.normal(size=1000) for scale in (1e-4, 1, 1e2, 1e6)]).astype(np.float32)
+    turns = radians.astype(np.float64) / (2 * np.pi)
+    for found in (jax.jit(gpu_angles.units)(radians), rotation.units(jnp.asarray(radians))):
+        off = wide(found) / 2**32 - turns
+        bound = 2.0**-31 + 2.0**-24 * np.abs(turns) * (1 + (np.abs(radians) > 1e5))
+        assert (np.abs(off - np.round(off)) < bound).all()
+
+
+def test_angles_are_summed_lane_by_lane(rng, simulated):
+    """Two blocks of heads and of planes; two chunks of tokens of two lanes, that go on from anywhere."""
+    rate = rng.uniform(size=(1, 64, 1, 66)).astype(np.float32) * [[1], [0]]  # by the first lane of a token
+    theta, starts = rng.normal(size=(1, 64, 1, 64)).repeat(2, 2), rng.integers(-(2**31), 2**31, size=(1, 2, 66, 64))
+    rate, theta = (v.reshape(1, 128, -1).astype(np.float32) for v in (rate, theta))
+    with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+        each = gpu_angles.sums(rate, theta, rank=2)
+        found = gpu_angles.angles(rate, theta, starts.astype(np.int32), rank=2)
+    turns = (wide(rate)[..., None] * wide(theta)[:, :, None] / (2 * np.pi)).reshape(1, 2, 64, 66, 64).cumsum(2)
+    off = wide(each) / 2**32 - turns[:, :, -1]
+    assert np.abs(off - np.round(off)).max() < 2.0**-22
+    off = wide(found).reshape(turns.shape) / 2**16 - 0.5 - turns - starts[:, :, None] / 2**32
+    assert np.abs(off - np.round(off)).max() < 2.0**-17 + 2.0**-22
