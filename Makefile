@@ -16,7 +16,7 @@ help:
 	@echo "make test-accelerators  the tests under Python 3.12 and jax 0.11.2, and kernels through the GPU's and TPUs' compilers"
 	@echo "make notebooks          runs the notebooks and writes them, with their figures, to build/notebooks"
 	@echo "make benchmark          times every operation on this machine"
-	@echo "make report             the table of recorded results"
+	@echo "make report             everything measured, as Markdown"
 	@echo "make lint               ruff, as the maintainers run it"
 
 .venv/ready: setup.cfg pyproject.toml

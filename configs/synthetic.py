@@ -58,6 +58,7 @@ def base(preset: str, task: Mapping[str, Any], pattern: str, *, depth: int) -> C
     config.eval_piece_tokens = 0  # sequences of more tokens are evaluated in pieces of so many; 0: whole
     config.time_limit_minutes = 0.0  # 0: none
     config.devices = 1
+    config.replicas = {}  # learning_rates and seeds that train together: see experiments/replicas.py; {}: one run
     return config
 
 
@@ -68,7 +69,8 @@ def publish(config: ConfigDict, figures: Mapping[str, float], model: str, source
 
 
 def smoke(config: ConfigDict, **fields: Any) -> None:
-    """Four steps of a tiny model; fields: of a small task."""
+    """Four steps of a tiny model, of one learning rate and seed; fields: of a small task."""
+    config.replicas = {}
     config.model.update({"width": 8, "depth": 1, "mlp_size": 0})
     sizes = {"head_size": 8, "state_size": 4, "heads": 2, "window": 16}
     for options in config.model.mixers.values():

@@ -75,7 +75,7 @@ def parse(argv: Sequence[str], usage: str) -> Arguments:
 def parse_sweep(argv: Sequence[str], usage: str) -> Sweep:
     """The presets that `sweep(add, PRESET)` of the config's file adds. Raises as `parse`, and where it has none."""
     values, overrides = _read(argv, usage)
-    module, file, preset = _module(values.config)
+    module, file, preset = config_module(values.config)
     if not hasattr(module, "sweep"):
         raise ValueError(f"{file} has no sweep")
     presets = []
@@ -105,7 +105,7 @@ def _read(argv: Sequence[str], usage: str) -> tuple[flags.FlagValues, list[str]]
 
 def load_config(name: str) -> ConfigDict:
     """`get_config(PRESET)` of "FILE.py:PRESET", or `get_config()` of "FILE.py"."""
-    module, file, preset = _module(name)
+    module, file, preset = config_module(name)
     with _named(file):
         return module.get_config(*preset)
 
@@ -118,7 +118,8 @@ def _named(file: str) -> Iterator[None]:
         raise ValueError(f"{file}: {error}") from error
 
 
-def _module(name: str) -> tuple[types.ModuleType, str, list[str]]:
+def config_module(name: str) -> tuple[types.ModuleType, str, list[str]]:
+    """The module of "FILE.py:PRESET", FILE.py, and [PRESET], or [] of "FILE.py"."""
     file, *preset = name.split(":", 1)
     path = pathlib.Path(file)
     if path.suffix != ".py" or not path.is_file():

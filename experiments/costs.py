@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from experiments import commandline, plots
-from experiments.report import RESULTS, rows
+from experiments.report_cells import RESULTS
+from experiments.report_tables import rows
 from kernels_pallas.dispatch import FUSED
 
 KERNELS = RESULTS / "kernels"
@@ -151,6 +152,26 @@ def by_length(records: Sequence[dict]) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(points.items()) for name, points in sorted(found.items())}
 
 
+def draw(path: pathlib.Path, records: Sequence[dict]) -> None:
+    """The figure of the times against the length."""
+    plots.cost(path, by_length(records), "complex scan of 128 channels, 1,048,576 tokens in all")
+
+
+def sources(records: Sequence[dict]) -> str:
+    """Where the measurements come from: of each device the commands, dates and versions."""
+    groups: dict[str, list[dict]] = {}
+    for record in records:
+        groups.setdefault(record["device"], []).append(record)
+    lines = []
+    for device, group in sorted(groups.items()):
+        versions = (" ".join(pair) for r in group for pair in r["versions"].items())
+        dates = sorted(r["date"] for r in group)
+        dates = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+        commands = (f"`{r['command']}`" for r in group)
+        lines.append((device, dates, *(", ".join(dict.fromkeys(found)) for found in (versions, commands))))
+    return rows(("hardware", "date", "versions", "command"), lines)
+
+
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m experiments.costs", description=__doc__)
     for flag in ("--peers", "--training", "--all", "--figure"):
@@ -158,7 +179,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv[1:])
     records = read(KERNELS)
     if arguments.figure:
-        plots.cost(KERNELS / "length.svg", by_length(records), "complex scan of 128 channels, 1,048,576 tokens in all")
+        draw(KERNELS / "length.svg", records)
         print(f"drawn {KERNELS / 'length.svg'}")
     else:
         chosen = [

@@ -1,6 +1,10 @@
 """Evaluates the checkpoint behind a run's figure, or the newest one of a run that is not finished.
 
-python -m experiments.evaluate runs/smnist --split test
+    python -m experiments.evaluate runs/smnist --split test
+
+Of a run with replicas it is the best one's. --config.FIELD=VALUE sets a field of the run's config anew: with
+--config.task.rate=8000 and --config.model.mixers.s4d.step_scale=2 a model of waveforms at 16 kHz is tried on every
+second sample.
 """
 
 import argparse
@@ -8,7 +12,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import jax
+from ml_collections import ConfigDict
 
 from experiments import commandline, records, setup, steps
 from experiments.workdir import Workdir
@@ -20,17 +24,20 @@ def evaluate(run: Workdir, split: str) -> dict:
     ready, step, state = setup.restore(run)
     if split not in ready.task.splits:
         raise naming.unknown("split", split, ready.task.splits)
-    eval_step = jax.jit(steps.eval_step(ready.model, ready.task, run.config.get("eval_piece_tokens", 0)))
-    figures = steps.evaluate_split(eval_step, state, ready.task, split, run.config["eval_batch_size"], ready.place)
-    return {"step": step, **figures}
+    program, size = ready.program, run.config["eval_batch_size"]
+    figures = steps.evaluate_split(
+        program.eval_step, state, split, task=ready.task, batch_size=size, place=program.place
+    )
+    return program.line(step, {f"{split}/": figures}, state.health)
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m experiments.evaluate", description=__doc__)
     parser.add_argument("workdir", type=pathlib.Path)
     parser.add_argument("--split", default="test")
-    arguments = parser.parse_args(argv[1:])
+    arguments, overrides = parser.parse_known_args(argv[1:])
     run = Workdir.opened(arguments.workdir)
+    run.config = commandline.override(ConfigDict(run.config), overrides).to_dict()
     figures = evaluate(run, arguments.split)
     print("  ".join(f"{name} {value:.6g}" for name, value in figures.items()))
     if result := run.read("result.json"):

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from experiments import commandline, plots
 from experiments.costs import read
-from experiments.report import RESULTS, rows
+from experiments.report_cells import RESULTS
+from experiments.report_tables import rows
 
 GENERATION = RESULTS / "generation"
 COLUMNS = (
@@ -76,7 +77,7 @@ def steps(records: Sequence[dict]) -> str:
     return rows(STEP_COLUMNS, lines)
 
 
-def panels(records: Sequence[dict]) -> list[tuple[str, str, dict]]:
+def panels(records: Sequence[dict]) -> list[plots.Panel]:
     """Of the figure: both rates against the batch, and the bytes of one row's state against its tokens."""
     measured = sorted((r for r in records if r["op"] == "generation"), key=lambda r: (_order(r), r["batch"]))
     found = []
@@ -84,10 +85,10 @@ def panels(records: Sequence[dict]) -> list[tuple[str, str, dict]]:
         series: dict[str, list] = {}
         for r in measured:
             series.setdefault(r["implementation"], []).append((r["batch"], r[rate]))
-        found.append(("batch", f"{name} (tokens/s)", series))
+        found.append(plots.Panel("batch", f"{name} (tokens/s)", series, log=True))
     states = sorted((r for r in records if r["op"] == "state_memory"), key=_order)
     sizes = {r["implementation"]: [(t, 1e-6 * b) for t, b in zip(r["tokens"], r["bytes"], strict=True)] for r in states}
-    return [*found, ("tokens read", "state of one row (MB)", sizes)]
+    return [*found, plots.Panel("tokens read", "state of one row (MB)", sizes, log=True)]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -97,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv[1:])
     records = read(GENERATION)
     if arguments.figure:
-        plots.generation(GENERATION / "generation.svg", panels(records))
+        plots.compare(GENERATION / "generation.svg", panels(records))
         print(f"drawn {GENERATION / 'generation.svg'}")
     else:
         print(steps(records) if arguments.steps else table(records))

@@ -25,6 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import commandline, records
+from experiments.memory import limit
 from kernels_pallas.benchmark import copy_bandwidth
 from kernels_pallas.records import append
 from ssm import generation, naming
@@ -132,8 +133,13 @@ def rising(config: ConfigDict, run: Callable[[int], bool]) -> None:
         pass
 
 
-def fitting(measurement: Callable[[], dict]) -> dict | None:
-    """What was measured; None where the device's memory did not hold it."""
+def fitting(needed: int, measurement: Callable[[], dict]) -> dict | None:
+    """What was measured; None where the device's memory does not hold the bytes needed, or did not hold all of it.
+
+    What cannot fit is not tried: an allocation that fails may leave its part of the memory taken.
+    """
+    if needed > limit(devices=1):
+        return None
     try:
         return measurement()
     except jax.errors.JaxRuntimeError as error:
@@ -220,17 +226,17 @@ def compare(config, fields, head, about, bandwidth, baseline, file) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))
 
     def run(batch: int) -> bool:
-        times = fitting(partial(measure, model, variables, batch, config))
+        state = jax.eval_shape(partial(model.initial_state, batch))
+        times = fitting(size((variables, state)), partial(measure, model, variables, batch, config))
         if times is None:
             print(f"{head['comparison']:10} {head['implementation']:12} B{batch:<5} does not fit in memory", flush=True)
             return False
         if head["implementation"] == head["baseline"]:
             baseline[batch] = round(1e3 * times["step"], 4)
-        needed = size(variables) + moved(jax.eval_shape(partial(model.initial_state, batch)))
         record = head | figures(config, model, batch, times, parameters) | {
             "shape": f"B{batch} P{config.prompt} N{config.new_tokens} {stack}",
             "baseline_milliseconds": baseline.get(batch),
-            "share_of_copy_bandwidth": round(needed / times["step"] / bandwidth, 3),
+            "share_of_copy_bandwidth": round((size(variables) + moved(state)) / times["step"] / bandwidth, 3),
         }  # fmt: skip
         print(line(record), flush=True)
         append(file, record | about)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,12 @@ def total(parts: Sums, metric: str) -> Sums:
     return jax.tree.map(jnp.sum, parts)
 
 
-def means(parts: Sequence[Sums], metric: str, classes: int = 1) -> dict[str, float]:
-    """Mean loss in nats, and the metric; the parts are added in float64. classes: of which chance hits one."""
-    loss, correct, weight = np.sum([[float(x) for x in part] for part in jax.device_get(parts)], axis=0)
+def means(parts: Sequence[Sums], metric: str, classes: int = 1) -> dict[str, Any]:
+    """Mean loss in nats, and the metric; the parts are added in float64. classes: of which chance hits one.
+
+    parts: of scalars, or of arrays of one shape, whose entries are averaged each by itself.
+    """
+    loss, correct, weight = np.sum(np.array(jax.device_get(parts), np.float64), axis=0)
     accuracy = 100 * correct / weight
     if metric == "scaled_accuracy":
         value = (classes * accuracy - 100) / (classes - 1)

@@ -11,6 +11,9 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from experiments.metrics import METRICS
 from ssm import naming
@@ -34,7 +37,13 @@ COLOURS = {
     "attention": "#555555",
     "transformer": "#555555",
 }
-VARIANTS = {"none": (":", "v"), "fixed": ("-.", "s"), "negative": ("--", "^")}  # of a model: dashes and marker
+VARIANTS = {
+    "none": (":", "v"),
+    "fixed": ("-.", "s"),
+    "negative": ("--", "^"),
+    "n16": (":", "v"),
+    "n256": ("--", "^"),
+}  # the last word of a variant's name -> dashes and marker
 SPLITS = {
     "train": {"color": GREY, "lw": 1.2, "marker": ""},
     "validation": {"color": "#e69f00", "marker": "o"},
@@ -68,6 +77,18 @@ RC = {
 }
 
 
+class Panel(NamedTuple):
+    """One pair of axes: labels with units, model -> points; log: y by powers; lines across, by name, at y and at x."""
+
+    x: str
+    y: str
+    series: Series
+    title: str = ""
+    log: bool = False
+    levels: Mapping[str, float] = {}
+    marks: Mapping[str, float] = {}
+
+
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Matplotlib draws in the project's style inside; also a decorator. Legible at half size, on white."""
@@ -99,13 +120,20 @@ def line(model: str) -> dict[str, str]:
 
 @style()
 def curves(path: pathlib.Path, lines: Sequence[dict], title: str, metric: str, published: Mapping) -> None:
-    """Draws the lines of metrics.jsonl; `published` (of the config) becomes a dashed level."""
+    """Draws the lines of metrics.jsonl; `published` (of the config) becomes a dashed level.
+
+    Of replicas all are drawn, thin, and the one that the last figure is of as a run is.
+    """
+    best = next((line.get("replica") for line in reversed(lines) if f"test/{metric}" in line), None)
     figure = _figure(title, 10)
     loss, right = figure.subplots(1, 2)
     for axes, name in ((loss, "loss"), (right, metric)):
         for split, keywords in SPLITS.items():
-            key = name if split == "train" else f"{split}/{name}"
+            key, every = name if split == "train" else f"{split}/{name}", f"replicas/{split}/{name}"
             points = [(line["step"], line[key]) for line in lines if key in line]
+            if several := [(line["step"], np.array(line[every], float)) for line in lines if every in line]:
+                axes.plot(*zip(*several, strict=True), color=keywords["color"], lw=0.5, alpha=0.5)
+                points = points if best is None else [(step, values[best]) for step, values in several]
             if points:
                 axes.plot(*zip(*points, strict=True), **keywords, label=split)
         axes.set_xlabel("step")
@@ -137,17 +165,22 @@ def cost(path: pathlib.Path, series: Series, title: str) -> None:
 
 
 @style()
-def generation(path: pathlib.Path, panels: Sequence[tuple[str, str, Series]]) -> None:
-    """Panels of (label of x, label of y, model -> points), both axes by powers."""
-    figure = _figure("", 5 * len(panels))
-    for axes, (x, y, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for name, points in series.items():
-            axes.plot(*zip(*points, strict=True), **line(name), label=name)
+def compare(path: pathlib.Path, panels: Sequence[Panel], title: str = "") -> None:
+    """Models beside each other, a curve for each, in panels that share their legend."""
+    figure = _figure(title, 5 * len(panels) + 2)
+    shown = {}
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, points in panel.series.items():
+            (shown[name],) = axes.plot(*zip(*points, strict=True), **line(name), label=name)
+        for name, value in panel.levels.items():
+            shown[name] = axes.axhline(value, color=INK, ls="--", lw=1, label=name)
+        for name, value in panel.marks.items():
+            shown[name] = axes.axvline(value, color=INK, ls=":", lw=1, label=name)
+        axes.set(xlabel=panel.x, ylabel=panel.y, yscale="log" if panel.log else "linear", title=panel.title)
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.legend()
+        if "%" in panel.y:
+            axes.set_ylim(min(-2, axes.get_ylim()[0]), 102)
+    figure.legend(handles=list(shown.values()), loc="outside right center")
     _save(figure, path)
 
 
@@ -157,7 +190,7 @@ def _figure(title: str, width: float):
 
     figure = Figure(figsize=(width, 4))
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(title, x=0.01, ha="left")
     return figure
 
 

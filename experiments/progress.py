@@ -23,22 +23,30 @@ class Chrono:
     is not counted.
     """
 
-    def __init__(self, state: dict | None = None, now: Callable[[], float] = time.monotonic):
-        self._now = now
+    def __init__(self, state: dict | None = None, devices: int = 1, now: Callable[[], float] = time.monotonic):
+        self._now, self._devices = now, devices
         self._started = now()
         state = state or {"seconds": 0.0, "step_seconds": 0.0, "timed_steps": 0}
         self._before, self._step_seconds = state["seconds"], state["step_seconds"]
+        self._device_seconds_before = state.get("device_seconds", devices * self._before)
         self._timed_steps = state["timed_steps"]
         self._mark: float | None = None  # None until the first step, which compiles, is over
         self._interval = (self._step_seconds, self._timed_steps)
+        self._waited = 0.0
 
     @property
     def seconds(self) -> float:
         return self._before + self._now() - self._started
 
+    @property
+    def device_seconds(self) -> float:
+        """Of all devices that were used, which may have been more or fewer before a restart."""
+        return self._device_seconds_before + self._devices * (self._now() - self._started)
+
     def state(self) -> dict:
         return {
             "seconds": self.seconds,
+            "device_seconds": self.device_seconds,
             "step_seconds": self._step_seconds,
             "timed_steps": self._timed_steps,
         }
@@ -58,12 +66,24 @@ class Chrono:
         if self._mark is not None:
             self._mark = self._now()
 
-    def interval(self) -> float | None:
-        """Seconds per step since the last call (None: no step was timed)."""
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is waiting for data: part of the training time.
+
+        Of the host's: a device that still computes the step before does not wait.
+        """
+        start = self._now()
+        yield
+        if self._mark is not None:
+            self._waited += self._now() - start
+
+    def interval(self) -> tuple[float, float] | None:
+        """Seconds per step since the last call, and percent of them in `waiting` (None: no step was timed)."""
         seconds, steps = self._interval
         self._interval = (self._step_seconds, self._timed_steps)
-        timed = self._timed_steps - steps
-        return (self._step_seconds - seconds) / timed if timed else None
+        timed, waited, self._waited = self._timed_steps - steps, self._waited, 0.0
+        seconds = self._step_seconds - seconds
+        return (seconds / timed, 100 * waited / seconds) if timed else None
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -95,7 +115,7 @@ class Display:
         text = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k.endswith(("loss", *METRICS)))
         if speed := line.get("tokens_per_second"):
             left = clock_face((self._total - line["step"]) * self._tokens / speed)
-            text += f"  {speed:,} tokens/s  ETA {left}"
+            text += f"  {speed:,} tokens/s  waiting {line['waiting_percent']:.2g} %  ETA {left}"
         text += f"\n{line['sample']}\n" if "sample" in line else ""
         if self._live and "loss" in line:
             self._live.update(self._live.task_ids[0], text=text)

@@ -55,8 +55,8 @@ def hardware(devices: int) -> str:
     return f"CPU, {os.cpu_count()} cores, {found[1] if found else platform.machine()}"
 
 
-def result(config: dict, environment: dict, *, wall_seconds: float, **measured: Any) -> dict:
-    """result.json of a finished run; accuracies are in percent."""
+def result(config: dict, environment: dict, *, wall_seconds: float, device_seconds: float, **measured: Any) -> dict:
+    """result.json of a finished run; accuracies are in percent, device_seconds the wall time of all devices."""
     published = config["published"]
     return {
         "task": config["task"]["name"],
@@ -66,7 +66,7 @@ def result(config: dict, environment: dict, *, wall_seconds: float, **measured: 
         "published": {k: published[k] for k in ("value", "source")} if published["source"] else None,
         "seeds": [config["seed"]],
         "wall_seconds": wall_seconds,
-        "gpu_seconds": wall_seconds * config["devices"] * (not environment["hardware"].startswith("CPU")),
+        "gpu_seconds": device_seconds * (not environment["hardware"].startswith("CPU")),
         "date": datetime.date.today().isoformat(),
         **environment,
         **measured,

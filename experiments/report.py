@@ -1,8 +1,11 @@
-"""The table of results, made from records alone.
+"""Reports of what was measured, made from records alone.
 
-python -m experiments.report                      prints the table as Markdown
-python -m experiments.report smnist               of one task
-python -m experiments.report --add runs/smnist    takes finished runs into experiments/results/
+python -m experiments.report                      prints all there is, as Markdown
+python -m experiments.report state_tracking       of a group of tasks; or a config, a task, kernels, generation
+    --write [FOLDER]                              writes it, with its figures, to FOLDER or experiments/results
+    --html FILE                                   writes it as one page, figures and all
+python -m experiments.report --readme             makes the README's tables again
+python -m experiments.report --add runs/smnist    takes finished runs into experiments/results
 """
 
 import argparse
@@ -10,14 +13,14 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 
-from experiments import commandline, workdir
-from experiments.metrics import METRICS
-from experiments.progress import clock_face
+from experiments import commandline, report_cells, report_page, report_sections, workdir
+from experiments.records import ROOT
+from experiments.report_cells import CONFIGS, RESULTS, Cell
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+README = ROOT / "README.md"
 TRAIN_LINES = 200  # of metrics.jsonl, that a record keeps
-COLUMNS = ("task", "model", "ours", "paper", "parameters", "tokens/s", "command", "hardware", "time")
 
 
 def add(run: workdir.Workdir, results: pathlib.Path) -> pathlib.Path:
@@ -45,47 +48,41 @@ def thin(lines: Sequence[dict]) -> list[dict]:
     return [line for line in lines if "loss" not in line or line in kept]
 
 
-def table(results: pathlib.Path, task: str | None = None) -> str:
-    """Markdown of all records, by task and model."""
-    files = sorted(results.glob(f"{task or '*'}/*/result.json"))
-    return markdown([json.loads(file.read_text()) for file in files])
-
-
-def markdown(results: Sequence[dict]) -> str:
-    """One row for each result.json."""
-    return rows(COLUMNS, [_cells(result) for result in results])
-
-
-def rows(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ("---",) * len(columns), *cells))
-
-
-def _cells(result: dict) -> tuple[str, ...]:
-    published, show = result["published"], METRICS[result["metric"]].show
-    return (
-        result["task"],
-        f"{result['model']} ({result['preset']})",
-        show(result["value"]),
-        show(published["value"]) if published else "",
-        f"{result['parameters']:,}",
-        f"{result['tokens_per_second']:,}",
-        f"`{result['command']}`",
-        result["hardware"],
-        clock_face(result["wall_seconds"]),
-    )
-
-
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("python -m experiments.report", description=__doc__)
-    parser.add_argument("task", nargs="?")
+    parser = argparse.ArgumentParser(
+        "python -m experiments.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", help="of a group of tasks, a config or a task; left out: all there is")
+    parser.add_argument("--write", type=pathlib.Path, nargs="?", const=RESULTS, metavar="FOLDER")
+    parser.add_argument("--html", type=pathlib.Path, metavar="FILE")
+    parser.add_argument("--readme", action="store_true")
     parser.add_argument("--add", type=pathlib.Path, nargs="+", metavar="WORKDIR", default=[])
     arguments = parser.parse_args(argv[1:])
     for path in arguments.add:
         print(f"added {add(workdir.Workdir.opened(path), RESULTS)}")
-    if not arguments.add:
-        print(table(RESULTS, arguments.task))
+    cells = report_cells.cells(CONFIGS, RESULTS)
+    if arguments.readme:
+        table = partial(report_sections.table, cells)
+        workdir.write(README, report_page.marked(README.read_text(), table))
+    if not (arguments.add or arguments.readme):
+        show(cells, arguments.name, arguments.write, arguments.html)
     return 0
+
+
+def show(cells: Sequence[Cell], name: str | None, folder: pathlib.Path | None, html: pathlib.Path | None) -> None:
+    """Prints the report of that name, or of everything, or writes it as Markdown with figures, or as a page."""
+    sections = [report_sections.named(cells, name)] if name else report_sections.everything(cells)
+    title = name or "Everything measured"
+    if html:
+        workdir.write(html, report_page.page(sections, title))
+        print(f"written {html}")
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        workdir.write(folder / f"{name or 'report'}.md", report_page.markdown(sections, title))
+        for path in (folder / f"{name or 'report'}.md", *report_page.draw(sections, folder)):
+            print(f"written {path}")
+    if not (html or folder):
+        print(report_page.markdown(sections, drawn=False), end="")
 
 
 if __name__ == "__main__":

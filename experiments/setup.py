@@ -1,17 +1,18 @@
 """From a config to everything that a run needs, with every check that can be made before it starts."""
 
-import functools
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from experiments import checkpoint, optimizer, steps, tasks
-from experiments.tasks.base import Batch, Task
+from experiments import checkpoint, optimizer, replicas, steps, tasks
+from experiments.program import Program, Recipe, single
+from experiments.tasks import resident
+from experiments.tasks.base import Task
 from experiments.workdir import Workdir
 from ssm import naming
 
@@ -26,73 +27,113 @@ class Setup(NamedTuple):
 
     task: Task
     model: nn.Module
-    optimizer: optax.GradientTransformation
     rows: list[optimizer.Row]  # the parameter table
     train_steps: int
     eval_every: int  # steps
     checkpoint_every: int  # steps
     epochs: float
-    whole: NamedSharding  # the same on every device
-    place: Callable[[Batch], Batch]  # to the devices, cut along the first axis
-    new_state: Callable[[], steps.TrainState]
-    like: steps.TrainState  # its shapes, dtypes and shardings
+    program: Program
+    members: replicas.Members | None  # of a run with `config.replicas`
 
 
 def prepare(config: ConfigDict) -> Setup:
     """Raises ValueError with one line for a config that cannot be run."""
     check_fields(config)
-    whole, split = shardings(config)
-    task = tasks.load(config.task.to_dict())
+    members = replicas.members(config)
+    devices = local_devices(config.devices)
+    whole, split = shardings(devices)
+    if not members:
+        check_batches(config)
+    options = config.task.to_dict()
+    residence = options.pop("resident", "auto")
+    task = tasks.load(options)
     model = build_model(config.model.to_dict(), task)
     per_epoch = task.examples("train") / config.batch_size
     total = optimizer.duration(config, "train", per_epoch)
     if not total:
         raise ValueError("train_steps and train_epochs are both 0: set one of them")
     options = optimizer.options(config.optimizer.to_dict())
-    factor = optimizer.schedule(options, total, per_epoch)
-    example = next(task.train_batches(config.batch_size, config.seed, 0))
-    init = functools.partial(steps.init_variables, model, task, example, config.seed)
-    variables = jax.eval_shape(init)
-    rows = optimizer.table(options, variables[0])
-    tx = optimizer.build(options, rows, factor)
-    shapes = jax.eval_shape(functools.partial(steps.new_state, tx), *variables)
+    placed = resident.placed(task, residence, whole)
+    recipe = _recipe(config, task, placed, model, options, optimizer.schedule(options, total, per_epoch))
+    if members:
+        program = replicas.program(recipe, members, devices)
+    else:
+        program = single(recipe, *_rate_and_seed(config), whole, split)
     return Setup(
-        task=task,
+        task=placed,
         model=model,
-        optimizer=tx,
-        rows=rows,
+        rows=optimizer.table(options, recipe.like.params),
         train_steps=total,
         eval_every=optimizer.duration(config, "eval_every", per_epoch, total) or total,
         checkpoint_every=optimizer.duration(config, "checkpoint_every", per_epoch, total) or total,
         epochs=total / per_epoch,
-        whole=whole,
-        place=functools.partial(jax.device_put, device=split),
-        new_state=jax.jit(lambda: steps.new_state(tx, *init()), out_shardings=whole),
-        like=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes),
+        program=program,
+        members=members,
     )
+
+
+def _rate_and_seed(config: ConfigDict) -> tuple[float, int]:
+    return config.optimizer.learning_rate, config.seed
+
+
+def _recipe(
+    config: ConfigDict,
+    task: Task,
+    placed: Task,
+    model: nn.Module,
+    options: optimizer.Options,
+    factor: optimizer.Schedule,
+) -> Recipe:
+    """placed: the task as it is read in training; the first parameters need one example from the host alone."""
+    example = next(task.train_batches(config.batch_size, config.seed, 0))
+
+    def updates(rate, params):
+        chosen = dataclasses.replace(options, learning_rate=rate)
+        return optimizer.build(chosen, optimizer.table(chosen, params), factor)
+
+    def new_state(rate, seed):
+        params, batch_stats = steps.init_variables(model, task, example, seed)
+        return steps.new_state(updates(rate, params), params, batch_stats)
+
+    def train_step(state, batch, rate, seed):
+        tx = updates(rate, state.params)
+        return steps.train_step(model, placed, tx, seed, config.log_every_steps)(state, batch)
+
+    eval_step = steps.eval_step(model, placed, config.get("eval_piece_tokens", 0))
+    like = jax.eval_shape(new_state, *_rate_and_seed(config))
+    return Recipe(placed, config.batch_size, new_state, train_step, eval_step, like)
 
 
 def restore(run: Workdir) -> tuple[Setup, int, steps.TrainState]:
     """A run made ready, and the checkpoint behind its figure, or the newest of a run that is not finished.
 
-    Raises ValueError where there is none, or its config cannot be run here.
+    Of replicas it is the best one as an ordinary run, by the last line that its checkpoint has seen.
+    Raises ValueError where there is no checkpoint, or the config cannot be run here.
     """
-    ready = prepare(ConfigDict(run.config))
+    config = ConfigDict(run.config)
+    ready = prepare(config)
     if result := run.read("result.json"):
-        state, _ = checkpoint.restore(run.checkpoints, result["step"], ready.like)
-        return ready, result["step"], state
-    if restored := checkpoint.restore_latest(run.checkpoints, ready.like):
-        return ready, restored.step, restored.state
-    raise ValueError(f"{run.path} has no checkpoint yet")
+        step, (state, _) = result["step"], checkpoint.restore(run.checkpoints, result["step"], ready.program.like)
+    elif restored := checkpoint.restore_latest(run.checkpoints, ready.program.like):
+        step, state = restored.step, restored.state
+    else:
+        raise ValueError(f"{run.path} has no checkpoint yet")
+    if not ready.members:
+        return ready, step, state
+    best = next((line["replica"] for line in reversed(run.lines()) if line["step"] <= step and "replica" in line), 0)
+    alone = prepare(replicas.alone(config, ready.members.rates[best], ready.members.seeds[best]))
+    places = jax.tree.map(lambda like: like.sharding, alone.program.like)
+    return alone, step, jax.device_put(replicas.take(state, best), places)
 
 
 def build_model(options: Mapping[str, Any], task: Task) -> nn.Module:
     """The model of `config.model`, with the ends that the task needs."""
-    from ssm import language_model, models
+    from ssm import language_model, models, two_towers
 
     ends = {"encoder": task.encoder, "input_size": task.input_size, "classes": task.classes}
     kinds = {
         "classification": (models.SequenceClassifier, ends),
+        "retrieval": (two_towers.PairClassifier, ends),
         "language_model": (language_model.LanguageModel, {"vocabulary": task.input_size}),
     }
     if task.kind not in kinds:
@@ -110,13 +151,20 @@ def check_fields(config: ConfigDict) -> None:
             raise ValueError(f"{name}={config[name]}: must be at least 1")
 
 
-def shardings(config: ConfigDict) -> tuple[NamedSharding, NamedSharding]:
-    """Over `config.devices` devices: the same on each, and cut along the first axis."""
+def local_devices(count: int) -> list[jax.Device]:
     devices = jax.local_devices()
-    if config.devices > len(devices):
-        raise ValueError(f"devices={config.devices}: this machine has {len(devices)}")
+    if count > len(devices):
+        raise ValueError(f"devices={count}: this machine has {len(devices)}")
+    return devices[:count]
+
+
+def check_batches(config: ConfigDict) -> None:
     for name in ("batch_size", "eval_batch_size"):
         if config[name] % config.devices:
             raise ValueError(f"{name}={config[name]} is not a multiple of devices={config.devices}")
-    mesh = jax.make_mesh((config.devices,), ("data",), (AxisType.Auto,), devices=devices[: config.devices])
+
+
+def shardings(devices: Sequence[jax.Device]) -> tuple[NamedSharding, NamedSharding]:
+    """Over the devices: the same on each, and cut along the first axis."""
+    mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))

@@ -144,44 +144,51 @@ def _in_pieces(model: nn.Module, variables: Tree, task: Task, batch: Batch, piec
 
 
 def evaluate_split(
-    step: Callable, state: TrainState, task: Task, split: str, batch_size: int, place: Callable
-) -> dict[str, float]:
-    """Loss and metric of a split, every example counted once, as "<split>/loss" and "<split>/<metric>"."""
+    step: Callable, state: TrainState, split: str, *, task: Task, batch_size: int, place: Callable
+) -> dict[str, Any]:
+    """{"loss", metric} of a split, every example counted once; place: a batch, to the devices."""
     root = jax.random.key(0)
     sums = [
         step(state.params, state.batch_stats, place(batch), jax.random.fold_in(root, i))
         for i, batch in enumerate(task.eval_batches(split, batch_size))
     ]
-    means = metrics.means(sums, task.metric, task.classes)
-    if not math.isfinite(means["loss"]):
-        raise FloatingPointError(f"step {state.step}: the loss on split {split} is not finite")
-    return {f"{split}/{name}": value for name, value in means.items()}
+    return metrics.means(sums, task.metric, task.classes)
 
 
 def evaluate(
-    step: Callable,
-    state: TrainState,
-    *,
+    read: Callable[[str], dict[str, Any]],
+    line: Callable[[Mapping[str, dict]], dict],
     task: Task,
-    batch_size: int,
-    place: Callable,
     best: Mapping[str, float],
     last: bool = False,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Figures of the test split; with a validation split, of that one and of test only at a new best.
 
+    read: `evaluate_split` of a split. line: figures by prefix, as those of `line`, to one dict.
     last: training is over, and the splits beside these three are evaluated too.
     """
-    split = functools.partial(evaluate_split, step, state, task, batch_size=batch_size, place=place)
     figures = {}
     if "validation" in task.splits:
-        figures = split("validation")
-        if not metrics.improves(task.metric, "validation", figures, best):
-            return figures
-    figures |= split("test")
-    for name in further_splits(task) if last else ():
-        figures |= split(name)
-    return figures
+        figures["validation/"] = read("validation")
+        if not metrics.improves(task.metric, "validation", line(figures), best):
+            return line(figures)
+    for split in ("test", *(further_splits(task) if last else ())):
+        figures[f"{split}/"] = read(split)
+    return line(figures)
+
+
+def line(step: int, figures: Mapping[str, dict[str, Any]], health: Health, names: Sequence[str]) -> dict[str, Any]:
+    """A line of metrics.jsonl from {prefix: {name: number}}; the prefix is "" in training, and "<split>/".
+
+    names: see `check`. Raises FloatingPointError where a loss is not finite, and as `check` does.
+    """
+    check(health, names)
+    found: dict[str, Any] = {"step": step}
+    for prefix, values in figures.items():
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(f"step {step}: the loss on split {prefix[:-1] or 'train'} is not finite")
+        found |= {f"{prefix}{name}": float(value) for name, value in values.items()}
+    return found
 
 
 def further_splits(task: Task) -> list[str]:

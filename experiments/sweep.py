@@ -10,7 +10,9 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from experiments import commandline, report, train
+from experiments import commandline, report_tables, train
+from experiments.report import finished
+from experiments.report_cells import record
 from experiments.workdir import Workdir
 
 
@@ -23,7 +25,8 @@ def main(argv: Sequence[str]) -> int:
         if status:
             return status
         workdirs.append(workdir)
-    print(report.markdown([report.finished(Workdir.opened(workdir)) for workdir in workdirs]))
+    runs = [Workdir.opened(workdir) for workdir in workdirs]
+    print(report_tables.runs([record(finished(run), run.config) for run in runs]))
     return 0
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from experiments import commandline, flops, records, setup, steps
+from experiments import commandline, flops, records, setup
 from kernels_pallas.records import append
 
 WARM_UP = 3  # steps
@@ -23,21 +23,16 @@ WARM_UP = 3  # steps
 def seconds_per_step(config: ConfigDict) -> tuple[float, int, setup.Setup]:
     """Of the steps, queued one behind another as in training; the tokens of a step, and what was run."""
     ready = setup.prepare(config)
-    step = jax.jit(
-        steps.train_step(ready.model, ready.task, ready.optimizer, config.seed, config.log_every_steps),
-        donate_argnums=0,
-        out_shardings=ready.whole,
-    )
-    state = ready.new_state()
-    batch = ready.place(next(ready.task.train_batches(config.batch_size, config.seed, 0)))
+    program = ready.program
+    step, state, batch = program.make_train_step(), program.new_state(), next(program.batches(0))
     for timed in (WARM_UP, config.timed_steps):
         start = time.perf_counter()
         for _ in range(timed):
             state, summary = step(state, batch)
         jax.block_until_ready((state, summary))
         seconds = (time.perf_counter() - start) / timed
-    steps.check(summary.health, steps.watched_names(ready.like))
-    return seconds, config.batch_size * ready.task.length, ready
+    program.check(summary.health)
+    return seconds, program.tokens, ready
 
 
 def variant(config: ConfigDict, fields: str) -> ConfigDict:

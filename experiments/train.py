@@ -17,7 +17,19 @@ from collections.abc import Iterator, Sequence
 import jax
 from ml_collections import ConfigDict
 
-from experiments import checkpoint, commandline, metrics, optimizer, plots, progress, records, samples, setup, steps
+from experiments import (
+    checkpoint,
+    commandline,
+    metrics,
+    optimizer,
+    plots,
+    progress,
+    records,
+    replicas,
+    samples,
+    setup,
+    steps,
+)
 from experiments.workdir import Workdir, claim
 
 SECONDS_BETWEEN_PLOTS = 20
@@ -46,17 +58,20 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
 
     # ------------------------------------------------------------------ state: restored or new
     ready = setup.prepare(config)
-    task, model, total = ready.task, ready.model, ready.train_steps
-    restored = checkpoint.restore_latest(run.checkpoints, ready.like)
+    task, program, total = ready.task, ready.program, ready.train_steps
+    restored = checkpoint.restore_latest(run.checkpoints, program.like)
     if restored:
-        state, start, chrono = restored.state, restored.step, progress.Chrono(restored.extra)
+        state, start, chrono = restored.state, restored.step, progress.Chrono(restored.extra, config.devices)
         for damage in restored.damaged:
             print(f"warning: passed over a damaged checkpoint, {damage}", file=sys.stderr)
         checkpoint.set_aside(run.checkpoints, newer_than=start)
     else:
-        state, start, chrono = ready.new_state(), 0, progress.Chrono()
+        state, start, chrono = program.new_state(), 0, progress.Chrono(devices=config.devices)
     if start > total:
         raise ValueError(f"the run is at step {start} already, past its end at {total}")
+    if ready.members:
+        print(f"replicas {ready.members}", flush=True)
+    train_step = program.make_train_step()
     environment = records.environment(command, config.devices)
     run.begin(environment)
     run.rewind(start)
@@ -70,19 +85,11 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
     print(f"training from step {start} to {total} ({ready.epochs:.4g} epochs)", flush=True)
 
     # ------------------------------------------------------------------ what the loop uses
-    train_step = jax.jit(
-        steps.train_step(model, task, ready.optimizer, config.seed, config.log_every_steps),
-        donate_argnums=0,
-        out_shardings=ready.whole,
+    read = functools.partial(
+        steps.evaluate_split, program.eval_step, task=task, batch_size=config.eval_batch_size, place=program.place
     )
-    eval_step = jax.jit(steps.eval_step(model, task, config.get("eval_piece_tokens", 0)))
-    evaluate = functools.partial(
-        steps.evaluate, eval_step, task=task, batch_size=config.eval_batch_size, place=ready.place
-    )
-    batches = task.train_batches(config.batch_size, config.seed, start)
-    names = steps.watched_names(ready.like)
-    tokens = config.batch_size * task.length
-    display = progress.Display(total, start, tokens)
+    batches = program.batches(start)
+    display = progress.Display(total, start, program.tokens)
     board = progress.TensorBoard(run.path / "tensorboard", start)
     title = f"{config.task.name}: {config.model.pattern}, {config.preset}"
     plot = functools.partial(
@@ -92,8 +99,9 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
 
     def log(line: dict) -> None:
         line = line | {"seconds": round(chrono.seconds, 3)}
-        for receiver in (run, board, display):
-            receiver.log(line)
+        run.log(line)
+        for receiver in (board, display):
+            receiver.log({name: value for name, value in line.items() if not name.startswith("replicas/")})
 
     def account(step: int, summary: steps.Summary) -> None:
         """Waits for a step and takes its numbers down."""
@@ -101,10 +109,12 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         chrono.step()
         display.step(step)
         if step % config.log_every_steps == 0 or step == total:
-            steps.check(summary.health, names)
             means = metrics.means([summary.sums], task.metric, task.classes)
-            speed = {"tokens_per_second": round(tokens / s)} if (s := chrono.interval()) else {}
-            log({"step": step, **means, "gradient_norm": float(summary.gradient_norm), **speed})
+            means["gradient_norm"] = summary.gradient_norm
+            line = program.line(step, {"": means}, summary.health)
+            if timed := chrono.interval():
+                line |= {"tokens_per_second": round(program.tokens / timed[0]), "waiting_percent": round(timed[1], 2)}
+            log(line)
 
     # ------------------------------------------------------------------ loop
     # The order matters: evaluate and save the old state; only then take a batch and dispatch the next
@@ -117,12 +127,18 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
             if pending and (evaluating or saving):
                 account(*pending)
                 pending = None
-                steps.check(state.health, names)
+                program.check(state.health)
             if evaluating:
                 with chrono.pause():
-                    line = {"step": step, **evaluate(state, best=figure, last=step == total)}
+                    line = steps.evaluate(
+                        functools.partial(read, state),
+                        functools.partial(program.line, step, health=state.health),
+                        task,
+                        best=figure,
+                        last=step == total,
+                    )
                     if tokens_to_write := config.get("sample_tokens", 0):
-                        line["sample"] = samples.sample(model, task, state, tokens_to_write)
+                        line["sample"] = samples.sample(ready.model, task, program.best(state, line), tokens_to_write)
                     log(line)
                     if f"test/{task.metric}" in line:
                         figure = line
@@ -138,7 +154,9 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
             if stopping:
                 break
 
-            state, summary = train_step(state, ready.place(next(batches)))
+            with chrono.waiting():
+                batch = next(batches)
+            state, summary = train_step(state, batch)
             step += 1
             if pending:
                 account(*pending)
@@ -151,19 +169,24 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         return stop.status
     seconds = chrono.seconds_per_step
     further = {split: figure.get(f"{split}/{task.metric}") for split in steps.further_splits(task)}
+    several = replicas.record(figure, ready.members, task.metric, list(further)) if ready.members else {}
     result = records.result(
         run.config,
         environment,
         value=figure[f"test/{task.metric}"],
         step=figure["step"],
         wall_seconds=round(chrono.seconds, 1),
-        tokens_per_second=round(tokens / seconds) if seconds else 0,
+        device_seconds=round(chrono.device_seconds, 1),
+        tokens_per_second=round(program.tokens / seconds) if seconds else 0,
         parameters=sum(row.count for row in ready.rows),
         data=task.source,
         **({"further": further} if further else {}),
+        **several,
     )
     run.write("result.json", result)
     print(records.sentence(result))
+    if ready.members:
+        print(f"replicas {replicas.sentence(result, ready.members, figure['replica'])}")
     print(f"curves   {run.path / 'curves.png'}")
     print(f"next     {config.get('next') or f'python -m experiments.report --add {run.path}'}")
     return 0

@@ -12,7 +12,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-UNCHECKED = ("time_limit_minutes",)  # may differ when a run is continued: it does not change the result
+# What may differ when a run is continued: it does not change the result, or by rounding alone.
+UNCHECKED = ("time_limit_minutes", "devices", "task.resident")
 
 
 def write(path: pathlib.Path, text: str) -> None:

@@ -144,6 +144,7 @@ def dualities() -> Iterator[Case]:
         (2, 1000, 4, 64, 1, 128, False),
         (1, 2048, 4, 64, 2, 64, True),
         (1, 65, 2, 128, 1, 16, False),
+        (1, 321, 2, 64, 1, 256, True),
     ]:
         random = np.random.default_rng(length)
         inputs = {name: random.normal(size=(batch, length, heads, p)) for name in ("x", "z")}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ssm.initializers import uniform_fan_in
-from ssm.mixers import mixer
+from ssm.mixers import MIXERS, mixer
 from ssm.naming import unknown
 from ssm.norms import rms_norm
 
@@ -22,6 +22,14 @@ Mask = Bool[Array, "b l"] | None
 def masked(x_bld: Float[Array, "b l d"], mask: Mask) -> Float[Array, "b l d"]:
     """x with padded tokens at 0, where a linear mixer started from 0 stays at 0."""
     return x_bld if mask is None else jnp.where(mask[..., None], x_bld, 0)
+
+
+def backwards(x_bld: Float[Array, "b l d"], mask: Mask) -> Float[Array, "b l d"]:
+    """x with its real tokens in reverse; padding stays behind them."""
+    if mask is None:
+        return jnp.flip(x_bld, 1)
+    places, count = jnp.arange(x_bld.shape[1])[None], mask.sum(1, keepdims=True)
+    return jnp.take_along_axis(x_bld, jnp.where(mask, count - 1 - places, places)[..., None], 1)
 
 
 class Norm(nn.Module):
@@ -89,7 +97,10 @@ class GatedUnit(nn.Module):
 
 
 class Block(nn.Module):
-    """x + unit(mixer(norm(x))), or norm(x + unit(mixer(x))) where `prenorm` is off."""
+    """x + unit(mixer(norm(x))), or norm(x + unit(mixer(x))) where `prenorm` is off.
+
+    bidirectional: by the mixer's own second direction; a causal mixer's y is added to a second one's of reversed x.
+    """
 
     mixer: str
     options: Mapping[str, Any]
@@ -104,11 +115,18 @@ class Block(nn.Module):
     def __call__(self, x_bld, mask: Mask = None, *, train: bool = False):
         norm = Norm(self.norm, self.momentum, name="norm")
         y = norm(x_bld, mask, train=train) if self.prenorm else x_bld
-        fixed = {"bidirectional": True} if self.bidirectional else {}
-        mix = mixer(self.mixer, x_bld.shape[-1], self.options, **fixed, name="mixer")
-        y, _ = mix(masked(y, mask))
+        y = self._mix(masked(y, mask), mask)
         x = x_bld + GatedUnit(self.glu, self.dropout, name="unit")(y, train=train)
         return x if self.prenorm else norm(x, mask, train=train)
+
+    def _mix(self, x_bld, mask):
+        make = partial(mixer, self.mixer, x_bld.shape[-1], self.options)
+        if self.bidirectional and hasattr(MIXERS[self.mixer], "bidirectional"):
+            return make(bidirectional=True, name="mixer")(x_bld)[0]
+        y = make(name="mixer")(x_bld)[0]
+        if self.bidirectional:
+            y += backwards(make(name="mixer_reverse")(backwards(x_bld, mask))[0], mask)
+        return y
 
 
 class RMSNorm(nn.Module):

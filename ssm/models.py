@@ -85,8 +85,8 @@ class SequenceClassifier(nn.Module):
     classes, encoder, input_size: what the task is: see `Encoder`; input_size counts channels, or tokens.
     pattern, depth: see `layers`; mixers: options by the mixer's name. norm: "batch", "layer" or "rms", before
     the mixer or (prenorm off) after the residual; momentum: of batch statistics; glu, dropout: see `GatedUnit`.
-    bidirectional: every mixer reads both ways. pooling: "mean" or "max" over the tokens, "first" or "last".
-    dtype: of activations; parameters, states and logits are float32.
+    bidirectional: every mixer reads both ways, see `Block`. pooling: "mean" or "max" over the tokens, "first" or
+    "last". dtype: of activations; parameters, states and logits are float32.
     """
 
     classes: int
@@ -113,6 +113,10 @@ class SequenceClassifier(nn.Module):
 
         Raises ValueError naming the field or the input that does not fit.
         """
+        return nn.Dense(self.classes, name="head")(self._features(inputs, lengths, train))
+
+    def _features(self, inputs, lengths, train):
+        """One vector a sequence, float32 (b, width)."""
         if self.pooling not in POOLINGS:
             raise unknown("pooling", self.pooling, POOLINGS)
         names = checked_layers(self)
@@ -132,7 +136,7 @@ class SequenceClassifier(nn.Module):
             )(x, mask, train=train)
         if self.prenorm:
             x = Norm(self.norm, self.momentum, name="norm")(x, mask, train=train)
-        return nn.Dense(self.classes, name="head")(pool(self.pooling, x.astype(jnp.float32), mask))
+        return pool(self.pooling, x.astype(jnp.float32), mask)
 
     def _check_lengths(self, lengths, x):
         if lengths.shape != x.shape[:1]:

@@ -47,14 +47,15 @@ def check(implementation, rng, shape, k, dtype, resets, activation):
 
 
 def check_mapped(implementation, rng, shape):
-    """`jax.vmap` over calls that share their filters, against that of the definition."""
+    """`jax.vmap` over calls that each have their own filters, against that of the definition."""
     (x, weight, bias, state), reset, bars = problem(rng, shape, 4, jnp.float32)
     fold = lambda v: v.reshape(2, -1, *v.shape[1:])  # noqa: E731
     x, state, reset, bars = jax.tree.map(fold, (x, state, reset, bars))
+    weight, bias = (jnp.stack([v, -0.5 * v]) for v in (weight, bias))
 
     def run(name):
-        one = lambda x, state, reset, bars: both((x, weight, bias, state), bars, reset=reset, implementation=name)  # noqa: E731
-        return jax.tree.leaves(jax.block_until_ready(jax.jit(jax.vmap(one))(x, state, reset, bars)))
+        one = lambda arrays, reset, bars: both(arrays, bars, reset=reset, implementation=name)  # noqa: E731
+        return jax.tree.leaves(jax.block_until_ready(jax.jit(jax.vmap(one))((x, weight, bias, state), reset, bars)))
 
     for out, ref in zip(run(implementation), run("reference"), strict=True):
         assert_close(out, np.asarray(ref, np.float64), scale=shape[1], gradient=True)

@@ -4,10 +4,11 @@ import contextlib
 import io
 import pathlib
 import re
+from functools import partial
 
 import numpy as np
 
-from experiments import costs, report
+from experiments import report_cells, report_page, report_sections
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,8 +35,10 @@ def test_files_and_targets_exist():
     assert set(re.findall(r"make ([a-z-]+)", README)) <= targets
 
 
-def test_the_table_is_the_records():
-    """`make report` and `experiments.costs` print the tables; nothing in them is typed by hand."""
-    assert report.table(report.RESULTS) in README
-    records = costs.read(costs.KERNELS)
-    assert costs.layers(records) in README and costs.peers(records) in README
+def test_the_tables_are_the_records():
+    """`python -m experiments.report --readme` makes every marked table; no other table holds a number."""
+    cells = report_cells.cells()
+    assert report_page.marked(README, partial(report_sections.table, cells)) == README
+    rest = report_page.MARKED.sub("", README)
+    assert len(report_page.MARKED.findall(README)) == README.count("<!-- report:") == README.count("<!-- end -->") == 3
+    assert not re.search(r"^\|.*\d", re.sub(r"`[^`]*`|\([^)]*\)", "", rest), re.MULTILINE)

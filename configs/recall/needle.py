@@ -4,7 +4,8 @@
 
 Presets are MODEL,SIZE in any order; mamba3,paper where nothing is said.
     MODEL  mamba3 mamba2 mamba attention
-    SIZE   paper  two layers of width 64, trained at length 1,024, tested at 1,024 to 8,192
+    SIZE   paper  two layers of width 64, trained at length 1,024, tested at 1,024 to 8,192; three seeds of each of
+                  three learning rates as one program
            smoke  four steps of a tiny model
 The tokens are the task's own (`experiments/tasks/recall.py`), so no paper has figures for it; Mamba-3's retrieval
 (arXiv:2603.15569, table 4) is that of language models of 1.5 billion parameters. One depth alone, as in the usual
@@ -40,6 +41,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.batch_size = config.eval_batch_size = 64
     config.train_steps = 20000
     config.eval_piece_tokens = 4096
+    config.replicas = {"learning_rates": (0.0003, 0.001, 0.003), "seeds": 3}
     if size == "smoke":
         synthetic.smoke(config, length=16, eval_lengths=(24,))
     return config

@@ -1,10 +1,13 @@
 """What the configs of state tracking share: Mamba-3's set-up (arXiv:2603.15569, appendix D), and its ablations.
 
 Stated there: lengths from 3 to a largest one that grows from 40 to 160, 10,000 steps each, a test at 256; batches of
-256; one layer for parity and three for arithmetic; 64 states; widths 32 and 64; eight learning rates from 1e-4 to 1e-2.
+256; one layer for parity and three for arithmetic; 64 states; widths 32 and 64; eight learning rates from 1e-4 to 1e-2,
+evenly spaced in their logarithms; the best is the published figure.
 Chosen here, for it states none: four stages (40, 80, 120, 160); and, after Grazzi et al. (arXiv:2411.12537, appendix
-E), on whose tasks it trains: AdamW with weight decay 0.1, gradients clipped at 1, a warm-up over a tenth of the steps,
-then a cosine. Heads have 32 channels, and an MLP of twice the width follows each mixer.
+E), on whose tasks it trains: three seeds of each learning rate, AdamW with weight decay 0.1, gradients clipped at 1, a
+warm-up over a tenth of the steps, then a cosine. Heads have 32 channels, and an MLP of twice the width follows each
+mixer. The 24 replicas train as one program (experiments/replicas.py); --config.replicas.seeds=1 is a third of them, and
+--config.replicas={} one run of config.optimizer.learning_rate.
 """
 
 from collections.abc import Mapping
@@ -33,16 +36,18 @@ LENGTHS = {
     "eval_lengths": (512, 1024, 2048),
     "eval_examples": 1024,
 }
+REPLICAS = {"learning_rates": tuple(float(f"{10 ** (2 * i / 7 - 4):.3g}") for i in range(8)), "seeds": 3}
 
 
 def base(preset: str, task: Mapping[str, Any], model: str, *, depth: int) -> ConfigDict:
-    """A run of the set-up above on the task; of a variant, the preset names it, as the pattern does a model."""
+    """Replicas of the set-up above on the task; of a variant, the preset names it, as the pattern does a model."""
     pattern, options = VARIANTS.get(model, (model, {}))
     config = synthetic.base(f"{model}-{preset}" if options else preset, task, pattern, depth=depth)
     config.model.mixers[pattern].update(options)
     config.model.mlp_size = 128
     fields = {"weight_decay": 0.1, "clip_norm": 1.0, "schedule": "cosine", "warmup_percent": 10.0}
     config.optimizer.update(fields)
+    config.replicas = REPLICAS
     return config
 
 

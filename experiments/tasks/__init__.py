@@ -10,8 +10,15 @@ from ssm import naming
 GROUPS = ("S3", "A4", "A5", "S5", "Z60", "A4xZ5")
 TASKS = {
     **dict.fromkeys(("smnist", "psmnist", "fashion"), ("smnist", "Options")),
+    "listops": ("listops", "Options"),
+    "text": ("imdb", "Options"),
+    "retrieval": ("retrieval", "Options"),
+    **dict.fromkeys(("image", "scifar"), ("cifar", "Options")),
+    "spoken_digits": ("spoken_digits", "Options"),
+    "speech_commands": ("speech_commands", "Options"),
     "language_model": ("text", "Options"),
     "noise": ("noise", "Options"),
+    **dict.fromkeys(("pathfinder", "pathx"), ("pathfinder", "Options")),
     **dict.fromkeys(("parity", "even_pairs", "cycle", "modular_addition"), ("automata", "Options")),
     **dict.fromkeys(("modular_arithmetic", "modular_arithmetic_brackets"), ("arithmetic", "Options")),
     **{f"word_problem_{group}": ("groups", "Options") for group in GROUPS},

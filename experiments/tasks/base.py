@@ -1,19 +1,23 @@
 """What a task is, and the task whose examples lie in memory as arrays.
 
 A batch is a dict of arrays:
-    inputs   image: uint8 (b, height, width, channels); continuous: float32 (b, l, channels); token: int32 (b, l)
-    targets  int32: (b,) for "classification", (b, l) for "language_model": a token for every position
-    lengths  int32 (b,), optional: the positions of each example that count
+    inputs   image: uint8 (b, height, width, channels); continuous: float32 (b, l, channels); token: int32 (b, l),
+             uint8 until `preprocess` where that holds them; (b, 2, l) for "retrieval", two documents
+    targets  int32: (b,), for "language_model" (b, l): a token for every position
+    lengths  int32 (b,), (b, 2) for "retrieval", optional: the positions of each example that count
     weights  float32, shaped as targets, optional: 0 leaves an entry out of loss and metric, 1 scores it
     segments int32 (b, l), optional, for "language_model": which document each token belongs to
+Before `preprocess` inputs may be as they are stored, and a task may send what the device makes a batch of.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, Protocol
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Batch = Mapping[str, np.ndarray]
@@ -22,7 +26,7 @@ Batch = Mapping[str, np.ndarray]
 class Task(Protocol):
     """A data set and how batches come from it. All of it is a pure function of (seed, step)."""
 
-    kind: str  # "classification" | "language_model"
+    kind: str  # "classification" | "retrieval" | "language_model"
     metric: str  # a name in `experiments.metrics.METRICS`
     encoder: str  # "image" | "continuous" | "token"
     input_size: int  # channels, or size of the vocabulary
@@ -54,14 +58,19 @@ class Examples:
     targets: np.ndarray
     lengths: np.ndarray | None = None
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        arrays = {"inputs": self.inputs, "targets": self.targets}
+        return arrays if self.lengths is None else arrays | {"lengths": self.lengths}
+
     def take(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        batch = {"inputs": self.inputs[index], "targets": self.targets[index]}
-        return batch if self.lengths is None else batch | {"lengths": self.lengths[index]}
+        return {name: array[index] for name, array in self.arrays().items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayTask:
     """A task held in memory. Raises ValueError for examples that are not what they say."""
+
+    STORED: ClassVar = {"image": ("uf", (4,)), "continuous": ("f", (3,)), "token": ("iu", (2,))}  # kinds and ranks
 
     encoder: str
     input_size: int
@@ -85,26 +94,57 @@ class ArrayTask:
 
     @property
     def length(self) -> int:
-        shape = self.data["train"].inputs.shape
-        return shape[1] * shape[2] if self.encoder == "image" else shape[1]
+        shape = self.data["train"].inputs.shape[1:]
+        return math.prod(shape if self.encoder == "token" else shape[:-1])
 
     def examples(self, split: str) -> int:
         return len(self.data[split].targets)
 
     def train_batches(self, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
-        take = self.data["train"].take
-        batches = shuffled(self.examples("train"), batch_size, seed)[start_step:].map(take)
-        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+        return prefetched(self.data["train"].take, self.examples("train"), batch_size, seed, start_step)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
-        n = self.examples(split)
-        for start in range(0, n, batch_size):
-            index = np.arange(start, start + batch_size)
-            weights = (index < n).astype(np.float32)
-            yield self.data[split].take(np.where(index < n, index, 0)) | {"weights": weights}
+        for index, weights in windows(self.examples(split), batch_size):
+            yield self.data[split].take(index) | {"weights": weights}
 
     def preprocess(self, batch: Batch, key: jax.Array, train: bool) -> Batch:
-        return batch
+        return batch | {"inputs": batch["inputs"].astype(jnp.int32)} if self.encoder == "token" else batch
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardisedTask(ArrayTask):
+    """Examples stored as small integers, (b, l, c) or (b, height, width, c), which a model reads as float32 (b, l, c).
+
+    The model's inputs are (x - mean) / std in each channel, made on the device; mean and std in the stored unit.
+    """
+
+    STORED: ClassVar = {"continuous": ("iu", (3, 4))}
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def preprocess(self, batch: Batch, key: jax.Array, train: bool) -> Batch:
+        x = jnp.asarray(batch["inputs"])
+        x = x.reshape(len(x), -1, self.input_size).astype(jnp.float32)
+        mean, std = (jnp.asarray(values, jnp.float32) for values in (self.mean, self.std))
+        return {**batch, "inputs": (x - mean) / std}
+
+
+def held_back(data: Mapping[str, Examples], count: int, seed: int) -> dict[str, Examples]:
+    """The training split less the last `count` of a permutation of it, these as validation, and the other splits.
+
+    Raises ValueError where count leaves nothing to train on.
+    """
+    n = len(data["train"].targets)
+    if not 0 <= count < n:
+        raise ValueError(f"validation={count} must be at least 0 and below the {n:,} training examples")
+    if not count:
+        return dict(data)
+    order = np.random.RandomState(seed).permutation(n)
+    rows = {"train": np.sort(order[:-count]), "validation": np.sort(order[-count:])}
+    return {split: Examples(**data["train"].take(index)) for split, index in rows.items()} | {
+        split: examples for split, examples in data.items() if split != "train"
+    }
 
 
 def shuffled(n: int, batch_size: int, seed: int) -> grain.MapDataset:
@@ -114,23 +154,38 @@ def shuffled(n: int, batch_size: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(n).seed(seed).shuffle().repeat().batch(batch_size)
 
 
+def prefetched(
+    take: Callable[[np.ndarray], Batch], n: int, batch_size: int, seed: int, start_step: int
+) -> Iterator[Batch]:
+    """take(indices) of the batches start_step, start_step + 1, ... of `shuffled`, made ahead by a thread."""
+    batches = shuffled(n, batch_size, seed)[start_step:].map(take)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+
+
+def windows(n: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices and weights, batch_size each, of every example once; what fills the last batch up weighs 0."""
+    for start in range(0, n, batch_size):
+        index = np.arange(start, start + batch_size)
+        yield np.where(index < n, index, 0), (index < n).astype(np.float32)
+
+
 def _check(task: ArrayTask, split: str, examples: Examples) -> None:
     inputs, targets, lengths = examples.inputs, examples.targets, examples.lengths
     where = f"{task.source}, split {split}"
     if not len(inputs) == len(targets) == len(targets if lengths is None else lengths) > 0:
         sizes = [len(x) for x in (inputs, targets, lengths) if x is not None]
         raise ValueError(f"{where}: inputs, targets and lengths have {sizes} examples")
-    rank = {"image": 4, "continuous": 3, "token": 2}[task.encoder]
-    kind = {"image": "uf", "continuous": "f", "token": "i"}[task.encoder]
-    if inputs.ndim != rank or inputs.dtype.kind not in kind:
+    kinds, ranks = task.STORED[task.encoder]
+    if inputs.ndim not in ranks or inputs.dtype.kind not in kinds:
         raise ValueError(f"{where}: inputs of {inputs.dtype}{list(inputs.shape)} are no {task.encoder} inputs")
-    if rank > 2 and inputs.shape[-1] != task.input_size:
+    if task.encoder != "token" and inputs.shape[-1] != task.input_size:
         raise ValueError(f"{where}: inputs have {inputs.shape[-1]} channels, the task {task.input_size}")
-    ranges = {"targets": (targets, 0, task.classes - 1), "lengths": (lengths, 1, inputs.shape[1])}
+    longest = inputs.shape[-1 if task.encoder == "token" else 1]
+    ranges = {"targets": (targets, 0, task.classes - 1), "lengths": (lengths, 1, longest)}
     if task.encoder == "token":
         ranges["inputs"] = (inputs, 0, task.input_size - 1)
     for name, (values, low, high) in ranges.items():
-        if values is not None:
+        if values is not None and (values.min() < low or values.max() > high):
             _first(f"{where}: {name} must be in {low}..{high}", values, (values < low) | (values > high))
     if inputs.dtype.kind == "f":
         _first(f"{where}: inputs must be finite", inputs, ~np.isfinite(inputs))

@@ -6,6 +6,8 @@ Sources (`config.task.source`):
     tfds      the official four files, downloaded and checked by TensorFlow Datasets, which needs no
               TensorFlow for that (data_dir: its folder, or "" for the usual one)
     idx       the official four files, gzipped or not, in the folder data_dir
+    pickle    mnist.pkl.gz, in the folder data_dir: the official training digits as 50,000 to train on and 10,000 to
+              validate, and the official 10,000 to test
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from experiments.tasks import archives
 from experiments.tasks.base import ArrayTask, Examples
 from ssm import naming
 
@@ -26,6 +29,10 @@ SPLIT_SEED = 0
 FILES = {
     split: (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
     for split, prefix in (("train", "train"), ("test", "t10k"))
+}
+URLS = {
+    "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 }
 TITLES = {"smnist": "MNIST", "psmnist": "MNIST, permuted", "fashion": "Fashion-MNIST"}
 Data = dict[str, Examples]
@@ -38,7 +45,7 @@ class Options:
     data_dir: str = ""
 
     def load(self) -> ArrayTask:
-        sources = {"mnist_5k": _read_mnist_5k, "tfds": _read_tfds, "idx": _read_idx}
+        sources = {"mnist_5k": _read_mnist_5k, "tfds": _read_tfds, "idx": _read_idx, "pickle": _read_pickle}
         if self.source not in sources:
             raise naming.unknown("task source", self.source, sources)
         origin, data = sources[self.source](self)
@@ -113,22 +120,31 @@ def _read_idx(options: Options) -> tuple[str, Data]:
 
 def _read_tfds(options: Options) -> tuple[str, Data]:
     title = "fashion_mnist" if options.name == "fashion" else "mnist"
-    folder = pathlib.Path(options.data_dir or "~/tensorflow_datasets").expanduser()
-    try:
-        import tensorflow_datasets as tfds
+    urls = {name: f"{URLS[title]}{name}.gz" for pair in FILES.values() for name in pair}
+    remedy = "use source 'idx' with the official files in data_dir, or source 'mnist_5k'"
+    return f"TFDS, {URLS[title]}", _parse(archives.download(title, remedy, urls=urls, data_dir=options.data_dir))
 
-        builder = tfds.builder_cls(title)
-        manager = tfds.download.DownloadManager(
-            download_dir=folder / "downloads", url_infos=builder.url_infos, dataset_name=title
-        )
-        urls = {name: f"{builder.URL}{name}.gz" for pair in FILES.values() for name in pair}
-        paths = {name: pathlib.Path(path) for name, path in manager.download(urls).items()}
-    except Exception as error:
-        raise ValueError(
-            f"task source tfds: {title} cannot be downloaded ({type(error).__name__}: {str(error)[:120]});"
-            " use source 'idx' with the official files in data_dir, or source 'mnist_5k'"
-        ) from error
-    return f"TFDS, {builder.URL}", _parse(paths)
+
+def _read_pickle(options: Options) -> tuple[str, Data]:
+    if options.name == "fashion":
+        raise ValueError("task source pickle is MNIST; for name='fashion' use source 'idx' or 'tfds'")
+    path = pathlib.Path(options.data_dir).expanduser() / "mnist.pkl.gz"
+    return str(path), read_pickle(path)
+
+
+def read_pickle(path: pathlib.Path) -> Data:
+    """Three pairs of pixels, float32 (n, 784) in 1/256, and labels. Raises ValueError naming the file."""
+    table = archives.unpickled(str(path), _read_bytes(path, "it is the file of deeplearning.net's tutorials"))
+    data = {}
+    try:
+        for split, (pixels, labels) in zip(("train", "validation", "test"), table, strict=True):
+            whole = np.rint(256 * np.asarray(pixels, np.float32))
+            if whole.shape != (len(labels), 784) or whole.min() < 0 or whole.max() > 255:
+                raise ValueError(f"pixels of split {split} have shape {whole.shape} or are not from 0 to 1")
+            data[split] = _examples(whole.astype(np.uint8), np.asarray(labels))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not three pairs of 784 pixels and labels ({error})") from error
+    return data
 
 
 def _parse(paths: Mapping[str, pathlib.Path]) -> Data:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.tasks import archives
 from experiments.tasks.base import Batch
 
 SHARES = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
@@ -45,20 +46,8 @@ class Options:
 
 
 def _download() -> pathlib.Path:
-    try:
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder_cls("tiny_shakespeare")
-        folder = pathlib.Path("~/tensorflow_datasets").expanduser()
-        manager = tfds.download.DownloadManager(
-            download_dir=folder / "downloads", url_infos=builder.url_infos, dataset_name=builder.name
-        )
-        return pathlib.Path(manager.download(next(iter(builder.url_infos))))
-    except Exception as error:
-        raise ValueError(
-            f"TinyShakespeare cannot be downloaded ({type(error).__name__}: {str(error)[:120]});"
-            " name a text file by --config.task.path=FILE"
-        ) from error
+    (path,) = archives.download("tiny_shakespeare", "name a text file by --config.task.path=FILE").values()
+    return path
 
 
 @dataclasses.dataclass(frozen=True)

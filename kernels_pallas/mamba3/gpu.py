@@ -6,14 +6,18 @@ reads of itself is $\gamma_t v_t k_t^\top$: no token looks ahead, and nothing is
 reset, as tokens on the two sides of a reset do not read each other; the last state is turned back by their sum.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas.mamba3.gpu_angles import sums
 from kernels_pallas.mamba3.gpu_core import fused
 from kernels_pallas.mamba3.gpu_tiles import BLOCK
 from kernels_pallas.mamba3.reference import outer
 from kernels_pallas.mamba3.tokens import State, Tokens
+from kernels_pallas.partition import over_batch
 from kernels_pallas.rotation import rotate, units
 from kernels_pallas.ssd.gpu_tiles import Q
 
@@ -47,21 +51,24 @@ def run(tokens: Tokens, state: State, D, z, reset, layout: str) -> tuple:
     rate = jnp.ones_like(a) if tokens.rate is None else exact(tokens.rate)
     theta = jnp.zeros((batch, length, 0)) if tokens.theta is None else exact(tokens.theta[:, :, 0])
     planes = ((0, 0), (0, 0), (0, -theta.shape[2] % BLOCK or BLOCK * (not theta.shape[2])))
-    starts, surplus, angle = _angles(rate, theta, state.angle_bhs, reset, Q // rank)
 
     def lanes(x):
         x = x.reshape(batch, -1, *x.shape[3:])
         return jnp.pad(x, ((0, 0), (0, -x.shape[1] % Q)) + ((0, 0),) * (x.ndim - 2))
 
-    def gate(x, all_lanes):
+    def of_lanes(x, all_lanes):
         others = jnp.broadcast_to((x if all_lanes else jnp.zeros_like(x))[:, :, None], (batch, length, rank - 1, heads))
-        return jnp.repeat(lanes(jnp.concatenate([x[:, :, None], others], 2)), parts, 2)
+        return lanes(jnp.concatenate([x[:, :, None], others], 2))
 
     def bias(x):
         rows = jnp.zeros((heads, 1, n)) if x is None else exact(x)
         return jnp.repeat(jnp.tile(rows, (1, 1 if rank == 1 else Q // rows.shape[1], 1)), parts, 0)
 
     apart = lambda x: _apart(x, layout)  # noqa: E731
+    gate = lambda *x: jnp.repeat(of_lanes(*x), parts, 2)  # noqa: E731
+    thetas = lanes(jnp.repeat(jnp.pad(theta, planes)[:, :, None], rank, 2))
+    summed = lambda rate: _summed(of_lanes(rate, 0), thetas, rank)[..., : theta.shape[2]]  # noqa: E731
+    starts, surplus, angle = _angles(summed, rate, theta, state.angle_bhs, reset)
     of_parts = lambda x: jnp.repeat(jnp.pad(x, planes[:1] * (x.ndim - 1) + planes[2:]), parts, -2)  # noqa: E731
     later = current + jnp.pad(previous[:, 1:], ((0, 0), (0, 1), (0, 0)))
     a = a if reset is None else jnp.where(reset[..., None], -jnp.inf, a)
@@ -71,7 +78,7 @@ def run(tokens: Tokens, state: State, D, z, reset, layout: str) -> tuple:
         x, (gate(a, 0), gate(later, 1), gate(current, 1), gate(rate, 0)),
         tuple(lanes(apart(u).astype(v.dtype)) for u in (tokens.B, tokens.C)),
         tuple(apart(bias(u)) for u in (tokens.B_bias, tokens.C_bias)),
-        lanes(jnp.repeat(jnp.pad(theta, planes)[:, :, None], rank, 2)), of_parts(state.angle_bhs), of_parts(starts),
+        thetas, of_parts(state.angle_bhs), of_parts(starts),
         None if reset is None else lanes(jnp.pad(reset[..., None], ((0, 0), (0, 0), (0, rank - 1)))),
         jnp.zeros(heads * parts) if D is None else jnp.repeat(exact(D), parts),
         jnp.swapaxes(apart(started).reshape(batch, heads * parts, -1, _padded(n)), 2, 3), z, rank,
@@ -86,27 +93,31 @@ def run(tokens: Tokens, state: State, D, z, reset, layout: str) -> tuple:
     return y, State(angle, h, k, exact(v[:, -1]))
 
 
-def _angles(rate, theta, start, reset, per_chunk: int) -> tuple:
-    """Of angles that no reset sets to 0 before every chunk, in turns (b, c, h, s), and beyond the last; and the last.
+def _angles(summed: Callable, rate, theta, start, reset) -> tuple:
+    """Of angles that no reset sets to 0 before every chunk (b, c, h, s), and beyond the last; and the last.
 
-    Exact sums of integers, as in `rotation`: their gradient is that of the same sum of floats, which adds nothing.
+    Before chunks in units of 2^-32 turns, the others in radians. Exact sums of integers, as in `rotation`, of
+    summed(rate) -> (b, c, h, s): their gradient is that of the same sum of floats, which adds nothing.
     """
-    each = units(jax.lax.stop_gradient(rate[..., None] * theta[:, :, None]))
-    whole = jnp.pad(each, ((0, 0), (0, -each.shape[1] % per_chunk), (0, 0), (0, 0)))
-    sums = whole.reshape(len(each), whole.shape[1] // per_chunk, per_chunk, *each.shape[2:]).sum(2, dtype=jnp.int32)
-    total = units(jax.lax.stop_gradient(start))[:, None] + jnp.cumsum(sums, 1, dtype=jnp.int32)
-    starts, total = (total - sums).astype(jnp.float32) / PER_TURN, total[:, -1]
-    kept, fresh = jnp.ones(each.shape[:2]), jnp.ones(len(each))
-    last = total
+    fixed = jax.lax.stop_gradient
+    each = summed(fixed(rate))
+    total = units(fixed(start))[:, None] + jnp.cumsum(each, 1, dtype=jnp.int32)
+    starts, last = total - each, total[:, -1]
+    total, kept, fresh = last, jnp.ones(rate.shape[:2]), jnp.ones(len(rate))
     if reset is not None:
         kept = jnp.flip(jnp.cumsum(jnp.flip(jnp.roll(reset, -1, 1).at[:, -1].set(False), 1), 1), 1) == 0
         fresh = ~reset.any(1)
-        last = jnp.where(kept[..., None, None], each, 0).sum(1, dtype=jnp.int32)
-        last += jnp.where(fresh[:, None, None], total - sums.sum(1, dtype=jnp.int32), 0)
+        last = summed(fixed(jnp.where(kept[..., None], rate, 0))).sum(1, dtype=jnp.int32)
+        last += jnp.where(fresh[:, None, None], units(fixed(start)), 0)
         kept, fresh = (x.astype(jnp.float32) for x in (kept, fresh))
     linear = jnp.einsum("bl,blh,bls->bhs", kept, rate, theta, precision="highest") + fresh[:, None, None] * start
     radians = lambda x: x.astype(jnp.float32) * np.float32(2 * np.pi / PER_TURN)  # noqa: E731
     return starts, radians(total - last), radians(last) + (linear - jax.lax.stop_gradient(linear))
+
+
+def _summed(rate, theta, rank: int):
+    run = over_batch(lambda *arrays: (sums(*arrays, rank=rank),), "b l h, b l s", "b c h s")
+    return run(rate, jax.lax.stop_gradient(theta))[0]
 
 
 def _padded(n: int) -> int:

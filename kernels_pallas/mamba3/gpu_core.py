@@ -18,15 +18,15 @@ def fused(x, gates, BC, biases, theta, angle, starts, resets, D, h, z, rank):
 
     gates: (b, l, h) each, log decays, by what later lanes and those of its token read a lane, and how much of theta
     it turns. BC: (b, l, g, n) each, their biases (h, 1 or q, n). theta (b, l, s), in radians; angle (b, h, s) before
-    the first lane, and starts (b, c, h, s) in turns before every chunk, which follow from the others and have no
-    gradient of their own. resets (b, l) or None: where the angle's gradient is cut.
+    the first lane, and starts (b, c, h, s) before every chunk, in the integers of `gpu_angles`, which follow from the
+    others and have no gradient. resets (b, l) or None: where the angle's gradient is cut.
     """
     return _forward(x, gates, BC, biases, theta, angle, starts, resets, D, h, z, rank)[0]
 
 
 def _forward(x, gates, BC, biases, theta, angle, starts, resets, D, h, z, rank):
     """((y, the last state), the state that enters every segment)."""
-    chunks = Chunks.of(x, gates, BC, biases, theta, starts, resets)
+    chunks = Chunks.of(x, gates, BC, biases, theta, starts, resets, rank)
     enters = chunks.entering(x, h, reverse=False)
     D = jnp.broadcast_to(D[:, None], (len(D), x.shape[-1]))
     arrays = [*chunks.arrays(x), enters, D] + ([] if z is None else [chunks.segments.cut(z)])
@@ -49,10 +49,10 @@ def _backward(rank, saved, bars):
         gated = lambda y, z: y * jax.nn.silu(z)  # noqa: E731
         _, pull = jax.vjp(gated, y.astype(jnp.float32), z.astype(jnp.float32))
         dy, dz = (v.astype(z.dtype) for v in pull(dy.astype(jnp.float32)))
-    chunks = Chunks.of(x, gates, BC, biases, theta, starts, resets)
+    chunks = Chunks.of(x, gates, BC, biases, theta, starts, resets, rank)
     out = cotangents(chunks, x, gates, D, enters, dy, d_last, rank)
-    no = None if resets is None else np.zeros(resets.shape, jax.dtypes.float0)
-    return out.x, out.gates, out.BC, out.biases, out.theta, out.angle, jnp.zeros_like(starts), no, out.D, out.h, dz
+    no, none = (None if v is None else np.zeros(v.shape, jax.dtypes.float0) for v in (starts, resets))
+    return out.x, out.gates, out.BC, out.biases, out.theta, out.angle, no, none, out.D, out.h, dz
 
 
 fused.defvjp(_forward_and_residuals, _backward)

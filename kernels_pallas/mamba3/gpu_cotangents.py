@@ -40,11 +40,11 @@ def cotangents(chunks, x, gates, D, enters, dy, d_last, rank: int) -> Bars:
         splits *= 2
     wide = jnp.broadcast_to(D[:, None], (heads, x.shape[-1]))
     since, lanes = _masks(chunks, rank)
-    arrays = *chunks.arrays(x), wide, segments.cut(dy), states, costates, since, lanes
-    axes = f"{chunks.AXES}, h p, b l h p, b h c n p, b h c n p, b c q j, b c q k"
-    results = "b l h p" + 2 * ", b e l g n" + 2 * ", b f l s" + ", b h c o q" + 2 * ", b h c r m t" + 2 * ", b h c v t"
+    arrays = *chunks.arrays(x), chunks.theta, wide, segments.cut(dy), states, costates, since, lanes
+    axes = f"{chunks.AXES}, b l s, h p, b l h p, b h c n p, b h c n p, b c q j, b c k q"
+    results = "b l h p" + 2 * ", b e l g n" + ", b f l s, b h c o q" + 2 * ", b h c r m t" + ", b h c v t"
     run = lambda *arrays: gradients(*arrays, rank=rank, splits=splits)  # noqa: E731
-    dx, dB, dC, *dtheta, sums, B_bias, C_bias, ends_k, ends_q = over_batch(run, axes, results)(*arrays)
+    dx, dB, dC, dtheta, sums, B_bias, C_bias, ends = over_batch(run, axes, results)(*arrays)
 
     da, dlater, down, drate, dD = _of_gates(sums, chunks.gates[:, :, :, STRICT], since.astype(jnp.float32))
     a, _, _, rate = gates
@@ -52,8 +52,8 @@ def cotangents(chunks, x, gates, D, enters, dy, d_last, rank: int) -> Bars:
     da, dlater, down, drate = map(of_lanes, (da, dlater, down, drate))
     da = jnp.where(clipped(a) > LEAST, da, 0)
     whole = lambda v: v.reshape(*x.shape[:2], *v.shape[2:])  # noqa: E731
-    theta_bar, rate_bar, angle = _of_angles(chunks, whole(chunks.theta), rate, _ends(ends_k) + _ends(ends_q))
-    dtheta = whole(sum(dtheta).sum(1)) + theta_bar
+    theta_bar, rate_bar, angle = _of_angles(chunks, whole(chunks.theta), rate, _ends(ends))
+    dtheta = whole(dtheta.sum(1)) + theta_bar
     BC = tuple(whole(v.sum(1)).astype(chunks.B.dtype) for v in (dB, dC))
     biases = tuple(_of_bias(v, bias) for v, bias in ((B_bias, chunks.B_bias), (C_bias, chunks.C_bias)))
     dh = segments.last(dh, reverse=True)
@@ -61,15 +61,15 @@ def cotangents(chunks, x, gates, D, enters, dy, d_last, rank: int) -> Bars:
 
 
 def _masks(chunks, rank: int) -> tuple:
-    """By chunk: which lanes' angles one lane is part of; and by columns the lanes of each rank, last those before any
-    reset, whose angles are part of the chunk before."""
+    """By chunk: which lanes' angles one lane is part of; and by rows the lanes of each rank, last those before any
+    reset, whose angles go on from before the chunk."""
     batch, length = chunks.gates.shape[0], chunks.theta.shape[1]
     seen = jnp.zeros((batch, length)) if chunks.seen is None else chunks.seen
     seen = seen.reshape(batch, -1, Q)
     since = np.triu(np.ones((Q, Q), bool))[None, None] & (seen[..., None] == seen[..., None, :])
-    ranks = np.zeros((Q, BLOCK), np.float32)
-    ranks[np.arange(Q), np.arange(Q) % rank] = 1
-    lanes = jnp.broadcast_to(ranks[None, None], (*seen.shape, BLOCK)).at[..., -1].set((seen == 0).astype(jnp.float32))
+    ranks = np.zeros((rank + 1 + -(rank + 1) % 8, Q), np.float32)
+    ranks[np.arange(Q) % rank, np.arange(Q)] = 1
+    lanes = jnp.broadcast_to(ranks, (*seen.shape[:2], *ranks.shape)).at[:, :, -1].set((seen == 0).astype(jnp.float32))
     return since.astype(jnp.bfloat16), lanes.astype(jnp.bfloat16)
 
 
@@ -79,12 +79,12 @@ def _of_gates(sums, later, since):
     A log decay scales all that crosses it: what a later token of its chunk reads of one before, or of the state at the
     start, what the end keeps of a token before it, and what goes all the way through. since: as in `_masks`.
     """
-    read, through, turned_q, inside, beyond, skipped, owned, turned_k = (sums[:, :, :, i] for i in range(SUMMED))
+    read, owned, turned, through, inside, beyond, skipped = (sums[:, :, :, i] for i in range(SUMMED))
     da = jnp.einsum("bctq,bhcq->bhct", since, read - later * inside, precision="highest")
     da += jnp.einsum("tq,bhcq->bhct", np.tril(np.ones((Q, Q), np.float32), -1), later * beyond, precision="highest")
     da += through.sum(-1, keepdims=True)
     flat = lambda v: v.reshape(*v.shape[:2], -1)  # noqa: E731
-    rate = (turned_q + turned_k) * np.float32(2 * np.pi)
+    rate = turned * np.float32(2 * np.pi)
     return *map(flat, (da, inside + beyond, owned, rate)), skipped.sum((0, 2, 3))
 
 

@@ -1,8 +1,7 @@
-"""What warpgroups do with the chunks of Mamba-3: sum angles, turn keys, weigh what tokens read of each other.
+"""What warpgroups do with the chunks of Mamba-3: turn keys, weigh what tokens read of each other.
 
 A chunk has Q lanes; states come as two halves, so that a plane is one state of each at the same place, and are worked
-on in blocks of BLOCK planes. Angles are in turns: their sum inside a chunk is a product with a triangle of ones, of
-turns as the sum of two bfloat16, to 2^-17 of a turn a token; what is summed before the chunk is given, exactly.
+on in blocks of BLOCK planes.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from kernels_pallas.ssd.gpu_tiles import COLUMNS, ROWS, WGMMA, Q
 BLOCK = 32  # planes
 SUMS, STRICT, OWN, RATE = range(4)  # the gates of a chunk
 GATES = 4
+BITS = np.float32(128).view(np.uint32)  # of a float whose last 16 bits count 2^-16: no conversion, which is slow
 matrix = partial(tile.matrix, BLOCK)
 
 
@@ -30,9 +30,10 @@ def exact(*count: int, width: int = BLOCK):
     return plgpu.SMEM((*count, Q, width), jnp.float32, transforms=transforms)
 
 
-def triangle() -> np.ndarray:
-    """Row i sums lanes up to i."""
-    return np.tril(np.ones((Q, Q), np.float32)).astype(jnp.bfloat16)
+def turns(*count: int, width: int):
+    """Angles in shared memory, as `gpu_angles` writes them."""
+    transforms = plgpu.TilingTransform((8, BLOCK)), plgpu.SwizzleTransform(2 * BLOCK)
+    return plgpu.SMEM((*count, Q, width), jnp.uint16, transforms=transforms)
 
 
 def blocks(n: int) -> Iterator[tuple]:
@@ -41,17 +42,11 @@ def blocks(n: int) -> Iterator[tuple]:
         yield k // BLOCK, pl.ds(k, BLOCK), pl.ds(n // 2 + k, BLOCK)
 
 
-def turn(theta, start, rate, ones, parts: tuple) -> tuple:
-    """(cos, sin) of the angle of every lane and plane of a block, of theta (q, planes) and the start in turns.
-
-    parts: two tiles of shared memory that are free.
-    """
-    each = tile.over_columns(tile.load(rate, ROWS), BLOCK) * theta
-    split(each - jnp.round(each), parts)
-    high, low = tile.products((ones, parts[0]), (ones, parts[1]))
-    total = high + low + tile.over_rows(start, Q)
-    total = (total - jnp.round(total)) * np.float32(2 * np.pi)
-    return jnp.cos(total), jnp.sin(total)
+def turn(angles) -> tuple:
+    """(cos, sin) of the angle of every lane and plane of a block; see `turns`."""
+    bits = plgpu.load(angles, layout=WGMMA).astype(jnp.uint32) | np.uint32(BITS)
+    radians = (jax.lax.bitcast_convert_type(bits, jnp.float32) - (128.0 + 0.5)) * np.float32(2 * np.pi)
+    return jnp.cos(radians), jnp.sin(radians)
 
 
 def split(x, parts: tuple) -> None:
@@ -126,9 +121,9 @@ def own(gates, width: int = BLOCK):
     return tile.over_columns(tile.load(gates.at[OWN], ROWS), width)
 
 
-def column_numbers():
-    """(q, BLOCK) of them; made anew where they are used, as in `pairs`."""
-    numbers = plgpu.broadcasted_iota(jnp.int32, (BLOCK,), 0, layout=COLUMNS)
+def column_numbers(width: int):
+    """(q, width) of them; made anew where they are used, as in `pairs`."""
+    numbers = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=COLUMNS)
     return tile.over_rows(jax.lax.optimization_barrier(numbers), Q)
 
 
@@ -152,7 +147,7 @@ def launch(
         scratch[f"{name} arrived"] = plgpu.Barrier(num_arrivals=count, num_barriers=stages)
         scratch[f"{name} used"] = plgpu.Barrier(num_arrivals=computing, num_barriers=stages)
     first, copies = once
-    scratch["ready"] = plgpu.Barrier(num_arrivals=first)
+    scratch |= {"ready": plgpu.Barrier(num_arrivals=first)} if first else {}
 
     def fetch(refs, s):
         for source, target in copies(refs, s):

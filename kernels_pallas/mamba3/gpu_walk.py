@@ -9,11 +9,12 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels_pallas.mamba3 import gpu_angles
 from kernels_pallas.mamba3 import gpu_tiles as keys
-from kernels_pallas.mamba3.gpu_tiles import BLOCK, GATES, RATE, STRICT, SUMS, matrix
+from kernels_pallas.mamba3.gpu_tiles import BLOCK, GATES, STRICT, SUMS, matrix
 from kernels_pallas.partition import over_batch
 from kernels_pallas.ssd import gpu_tiles as tile
-from kernels_pallas.ssd.gpu_tiles import COLUMNS, ROWS, Q
+from kernels_pallas.ssd.gpu_tiles import ROWS, Q
 from kernels_pallas.ssd.gpu_walk import Segments
 
 STAGES = 2
@@ -26,39 +27,36 @@ class Chunks(NamedTuple):
     gates: jax.Array
     B: jax.Array
     C: jax.Array
-    theta: jax.Array
-    starts: jax.Array
+    angles: jax.Array  # of `gpu_angles`
     B_bias: jax.Array
     C_bias: jax.Array
+    theta: jax.Array
     seen: jax.Array | None  # resets from the start of its chunk up to every lane
 
-    AXES = "b l h p, b h c i q, b l g n, b l g n, b l s, b c h s, h r n, h r n"  # of `arrays`
+    AXES = "b l h p, b h c i q, b l g n, b l g n, b l h s, h r n, h r n"  # of `arrays`
 
     @classmethod
-    def of(cls, x, gates, BC, biases, theta, starts, resets) -> "Chunks":
+    def of(cls, x, gates, BC, biases, theta, starts, resets, rank: int) -> "Chunks":
         """Arguments as in `gpu_core.fused`."""
         segments = Segments.of(x)
         cut, (a, later, own, rate) = segments.cut, gates
         seen = None if resets is None else jnp.cumsum(resets.astype(jnp.int32).reshape(len(x), -1, Q), 2)
         of_chunks = lambda v: jnp.moveaxis(cut(v).reshape(len(x) * segments.count, -1, Q, v.shape[2]), 3, 1)  # noqa: E731
         gates = jnp.concatenate([segments.gates(a, later), jnp.stack(list(map(of_chunks, (own, rate))), 3)], 3)
-        return cls(
-            segments,
-            gates,
-            *map(cut, (*BC, theta * np.float32(0.5 / np.pi), starts)),
-            *biases,
-            cut(None if seen is None else seen.reshape(x.shape[:2])),
-        )
+        turned = over_batch(lambda *v: (gpu_angles.angles(*v, rank=rank),), "b l h, b l s, b c h s", "b l h s")
+        B, C, theta, *given = map(cut, (*BC, theta, rate, theta, starts))
+        turns, seen = theta * np.float32(0.5 / np.pi), None if seen is None else cut(seen.reshape(x.shape[:2]))
+        return cls(segments, gates, B, C, *turned(*given), *biases, turns, seen)
 
     def arrays(self, x) -> tuple:
-        return self.segments.cut(x), *self[1:8]
+        return self.segments.cut(x), *self[1:7]
 
     def walk(self, x, h, *, reverse: bool, keep: bool = True) -> tuple:
         """As `walk`, from x = dy where reverse."""
         key, bias = (self.C, self.C_bias) if reverse else (self.B, self.B_bias)
         run = lambda *arrays: walk(*arrays, reverse=reverse, keep=keep)  # noqa: E731
-        axes, results = "b l h p, b h c i q, b l g n, b l s, b c h s, h r n, b h n p", "b h c n p, " * keep + "b h n p"
-        return over_batch(run, axes, results)(self.segments.cut(x), self.gates, key, self.theta, self.starts, bias, h)
+        axes, results = "b l h p, b h c i q, b l g n, b l h s, h r n, b h n p", "b h c n p, " * keep + "b h n p"
+        return over_batch(run, axes, results)(self.segments.cut(x), self.gates, key, self.angles, bias, h)
 
     def entering(self, x, h, *, reverse: bool):
         """The state that enters every segment, of h at the first walked."""
@@ -69,7 +67,7 @@ class Chunks(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("reverse", "keep"))  # lowered once for all layers
-def walk(x, gates, B, theta, starts, bias, h, *, reverse: bool, keep: bool):
+def walk(x, gates, B, angles, bias, h, *, reverse: bool, keep: bool):
     """([the state (b, h, c, n, p) before every chunk,] the last one); arguments as in `gpu_forward.forward`.
 
     reverse: the cotangents of states instead, those after every chunk, of x = dy and of C and its bias.
@@ -82,55 +80,53 @@ def walk(x, gates, B, theta, starts, bias, h, *, reverse: bool, keep: bool):
         return chunks - 1 - step if reverse else step
 
     def copies(refs, s, step, slot):
-        (x_ref, gates_ref, B_ref, theta_ref), (b, head, group) = refs[:4], heads.place()
+        (x_ref, gates_ref, B_ref, angles_ref), (b, head, group) = refs[:4], heads.place()
         rows = pl.ds(at(step) * Q, Q)
         yield B_ref.at[b, rows, group], s["B"].at[slot]
-        yield theta_ref.at[b, rows], s["theta"].at[slot]
         for k in range(together):
             yield gates_ref.at[b, head + k, at(step)], s["gates"].at[slot, k]
             yield x_ref.at[b, rows, head + k], s["x"].at[slot, k]
-            yield refs[4].at[b, at(step), head + k], s["starts"].at[slot, k]
+            yield angles_ref.at[b, rows, head + k], s["angles"].at[slot, k]
 
     def once(refs, s):
         _, head, _ = heads.place()
-        yield refs[7], s["ones"]
         for k in range(together * (bias.shape[1] == 1)):
-            yield refs[5].at[head + k], s["bias"].at[k]
+            yield refs[4].at[head + k], s["bias"].at[k]
 
     scratch = {
         "B": matrix(Q, n, STAGES),
         "x": matrix(Q, p, STAGES, together),
-        "theta": keys.exact(STAGES, width=theta.shape[2]),
+        "angles": keys.turns(STAGES, together, width=angles.shape[3]),
         "gates": tile.vectors(STAGES, together, GATES),
-        "starts": plgpu.SMEM((STAGES, together, theta.shape[2]), jnp.float32),
         **({"bias": plgpu.SMEM((together, 1, n), jnp.float32)} if bias.shape[1] == 1 else {}),
-        "ones": matrix(Q, Q),
         "key": matrix(Q, n, together),
         "weighted": matrix(Q, p, together),
         "state": matrix(n, p, together),
     }
     states = (jax.ShapeDtypeStruct((batch, count, chunks, n, p), jnp.bfloat16),) * keep
     out_type = *states, jax.ShapeDtypeStruct((batch, count, n, p), jnp.float32)
-    rings, first = {"tokens": (STAGES, 2 + 3 * together, copies)}, 1 + together * (bias.shape[1] == 1)
-    inputs = x, gates, B, theta, starts, bias, h, keys.triangle()
+    rings, inputs = {"tokens": (STAGES, 1 + 3 * together, copies)}, (x, gates, B, angles, bias, h)
     kernel = partial(_all_chunks, heads, chunks, reverse, keep)
-    return keys.launch(kernel, rings, (first, once), inputs, out_type, scratch, heads.grid, together, chunks)
+    return keys.launch(
+        kernel, rings, (together * (bias.shape[1] == 1), once), inputs, out_type, scratch, heads.grid, together, chunks
+    )
 
 
 def _all_chunks(heads: tile.Heads, chunks: int, reverse: bool, keep: bool, refs: list, s: dict, thread) -> None:
     """The walk of one warpgroup, over the chunks of its head."""
-    (bias_ref, h_ref, _, *out_refs), (b, head, _) = refs[5:], heads.place()
+    (bias_ref, h_ref, *out_refs), (b, head, _) = refs[4:], heads.place()
     head += thread
     of_head = s["bias"].at[thread] if "bias" in s else bias_ref.at[head]
     weighted, state, key = (s[name].at[thread] for name in ("weighted", "state", "key"))
-    plgpu.barrier_wait(s["ready"])
+    if "bias" in s:
+        plgpu.barrier_wait(s["ready"])
 
     def visit(i, h):
         slot = jax.lax.rem(i, STAGES)
         plgpu.barrier_wait(s["tokens arrived"].at[slot])
         gates = s["gates"].at[slot, thread]
         sums = gates.at[SUMS]
-        _make(s, slot, thread, gates, of_head, key)
+        _make(s, slot, thread, of_head, key)
         weight = tile.to_here(sums) if reverse else tile.to_end(sums) * tile.load(gates.at[STRICT], ROWS)
         x = tile.load(s["x"].at[slot, thread]) * tile.over_columns(weight, weighted.shape[1])
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -149,12 +145,10 @@ def _all_chunks(heads: tile.Heads, chunks: int, reverse: bool, keep: bool, refs:
     plgpu.wait_smem_to_gmem(0)
 
 
-def _make(s: dict, slot, thread, gates, bias, key) -> None:
+def _make(s: dict, slot, thread, bias, key) -> None:
     """The turned keys of a chunk."""
     for j, lo, hi in keys.blocks(key.shape[1]):
         turned, parts = None, (key.at[:, lo], key.at[:, hi])
-        if j < s["theta"].shape[-1] // BLOCK:
-            planes = pl.ds(j * BLOCK, BLOCK)
-            start = tile.load(s["starts"].at[slot, thread, planes], COLUMNS)
-            turned = keys.turn(tile.load(s["theta"].at[slot, :, planes]), start, gates.at[RATE], s["ones"], parts)
+        if j < s["angles"].shape[-1] // BLOCK:
+            turned = keys.turn(s["angles"].at[slot, thread, :, pl.ds(j * BLOCK, BLOCK)])
         keys.key(s["B"].at[slot], bias, (lo, hi), parts, turned)

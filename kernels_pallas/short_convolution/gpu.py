@@ -51,7 +51,7 @@ class Walk(NamedTuple):
     @classmethod
     def here(cls, x, weight, bias, state, reach: list, silu: bool) -> "Walk":
         walk = cls(x, [], None, state, reach[0] if reach else None, silu)
-        return walk._replace(weight=[walk.load(weight.at[j]) for j in range(len(weight))], bias=walk.load(bias))
+        return walk._replace(weight=[walk.load(weight.at[j]) for j in range(weight.shape[0])], bias=walk.load(bias))
 
     @property
     def first(self) -> jax.Array:

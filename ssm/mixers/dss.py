@@ -25,7 +25,8 @@ class DSS(nn.Module):
     """DSS as a layer: parameters Lambda, W, D and dt (DSS, section 3).
 
     state_size: N complex states. kernel: "softmax" over `length` tokens, or "exp". rule, weight: of
-    `ssm.discretize`. dt_min, dt_max: range of dt at the start. bidirectional, form: as in `S4D`.
+    `ssm.discretize`. dt_min, dt_max: range of dt at the start. step_scale, bidirectional, form: as in `S4D`;
+    with step_scale the softmax is still over `length` tokens of the unscaled dt: over the same time.
     """
 
     width: int
@@ -36,6 +37,7 @@ class DSS(nn.Module):
     weight: float | None = None
     dt_min: float = 0.001
     dt_max: float = 0.1
+    step_scale: float = 1.0
     bidirectional: bool = False
     form: str = "auto"
 
@@ -63,9 +65,8 @@ class DSS(nn.Module):
             C = [c / total for c in C]
         A = jnp.broadcast_to(A, C[0].shape)
         C_reverse = C[1] if self.bidirectional else None
-        return discrete(
-            A, jnp.ones_like(A), C[0], self.D, dt, rule=self.rule, weight=self.weight, C_reverse_dn=C_reverse
-        )
+        options = dict(rule=self.rule, weight=self.weight, C_reverse_dn=C_reverse)
+        return discrete(A, jnp.ones_like(A), C[0], self.D, self.step_scale * dt, **options)
 
     def __call__(self, x_bld, state: State | None = None, *, segment_ids=None):
         return run(self.form, x_bld, self.system(), state, segment_ids)

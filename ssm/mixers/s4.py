@@ -249,8 +249,9 @@ class S4(nn.Module):
     length: that of $\tilde C$, in tokens; inputs may be shorter or longer, and longer ones cost a matrix power.
     state_size: N. A_init: a measure of `ssm.hippo`. copies: distinct (A, B) that the channels share in turn (the
     paper's n_ssm), None for one a channel. rule, weight: of `ssm.discretize`, rational in A. dt_min, dt_max:
-    range of dt at the start, in time per token. bidirectional: a second C reads the tokens to come. form: see
-    `s4d.run`, with the convolution for "auto".
+    range of dt at the start, in time per token. step_scale: factor on dt, 2 for input sampled at half the rate, of
+    whose tokens `length` is then half. bidirectional: a second C reads the tokens to come. form: see `s4d.run`, with
+    the convolution for "auto".
     """
 
     width: int
@@ -262,6 +263,7 @@ class S4(nn.Module):
     weight: float | None = None
     dt_min: float = 0.001
     dt_max: float = 0.1
+    step_scale: float = 1.0
     bidirectional: bool = False
     form: str = "auto"
 
@@ -286,20 +288,24 @@ class S4(nn.Module):
     def _truncated(self, key, shape):
         C = complex_normal(1.0)(key, shape)
         transition = discrete_transition(*self._continuous(), rule=self.rule, weight=self.weight)
-        return truncate(C[:, None], transition, self.length)[:, 0]
+        return truncate(C[:, None], transition, self._tokens())[:, 0]
+
+    def _tokens(self):
+        """How many are as long as `length` is at a step_scale of 1."""
+        return max(1, round(self.length / self.step_scale))
 
     def _continuous(self):
         Lambda = jax.lax.complex(-jnp.exp(self.A_log), self.A_imag)
         repeats = self.width // len(Lambda)
         shared = (jnp.tile(x, (repeats, *[1] * (x.ndim - 1))) for x in (Lambda, self.P, self.B))
-        return *shared, jnp.exp(self.log_dt)
+        return *shared, self.step_scale * jnp.exp(self.log_dt)
 
     def system(self, tokens: int = 1) -> System:
         """The discrete system, its kernel for so many tokens; a loop over `s4.step` makes it once, outside."""
         Lambda, P, B, dt = self._continuous()
         C_reverse = self.C[1] if self.bidirectional else None
         options = dict(tokens=tokens, rule=self.rule, weight=self.weight, C_reverse_dn=C_reverse)
-        return discrete(Lambda, P, B, self.C[0], self.D, dt, self.length, **options)
+        return discrete(Lambda, P, B, self.C[0], self.D, dt, self._tokens(), **options)
 
     def __call__(self, x_bld, state: State | None = None, *, segment_ids=None):
         return run(self.form, x_bld, self.system(x_bld.shape[1]), state, segment_ids, FORMS)

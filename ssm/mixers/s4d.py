@@ -143,7 +143,8 @@ class S4D(nn.Module):
 
     state_size: N, even where complex. A_init: eigenvalues, "legs", "inv", "lin" or "real" (S4D, section 4).
     rule, weight: of `ssm.discretize`. dt_min, dt_max: range of dt at the start, in time per token.
-    bidirectional: a second C reads the tokens to come. form: see `run`.
+    step_scale: factor on dt, 2 for input sampled at half the rate. bidirectional: a second C reads the tokens to come.
+    form: see `run`.
     """
 
     width: int
@@ -153,6 +154,7 @@ class S4D(nn.Module):
     weight: float | None = None
     dt_min: float = 0.001
     dt_max: float = 0.1
+    step_scale: float = 1.0
     bidirectional: bool = False
     form: str = "auto"
 
@@ -176,7 +178,7 @@ class S4D(nn.Module):
         A = -jnp.exp(self.A_log)
         A = jax.lax.complex(A, self.A_imag) if jnp.iscomplexobj(self.B) else A
         C_reverse = self.C[1] if self.bidirectional else None
-        dt = jnp.exp(self.log_dt)
+        dt = self.step_scale * jnp.exp(self.log_dt)
         return discrete(A, self.B, self.C[0], self.D, dt, rule=self.rule, weight=self.weight, C_reverse_dn=C_reverse)
 
     def __call__(self, x_bld, state: State | None = None, *, segment_ids=None):

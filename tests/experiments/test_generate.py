@@ -124,14 +124,14 @@ def workdir(tmp_path_factory):
     path = folder / "run"
     (path / "checkpoints").mkdir(parents=True)
     (path / "config.json").write_text(config.to_json())
-    checkpoint.save(path / "checkpoints", 0, setup.prepare(config).new_state(), {}, keep=1)
+    checkpoint.save(path / "checkpoints", 0, setup.prepare(config).program.new_state(), {}, keep=1)
     return path
 
 
 def test_run(workdir, capsys):
     status, out, _ = run(capsys, "--checkpoint", workdir, "--prompt", PROMPT, "--max-tokens", 12, "--temperature", 0)
     ready = setup.prepare(ConfigDict(json.loads((workdir / "config.json").read_text())))
-    state, _ = checkpoint.restore(workdir / "checkpoints", 0, ready.like)
+    state, _ = checkpoint.restore(workdir / "checkpoints", 0, ready.program.like)
     prompts = [list(PROMPT.encode())]
     tokens = generation.generate(ready.model, {"params": state.params}, prompts, max_tokens=12).tokens_bl[0]
     text = generate.Bytes().decoder([])

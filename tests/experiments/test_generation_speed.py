@@ -25,7 +25,7 @@ def test_records_follow_from_what_was_timed(run, tmp_path, capsys, monkeypatch):
     """Two rows are read one after another; Mamba-2's state is 2 layers of 3 x 24 inputs and 16 x 4 states."""
     file = tmp_path / "out.jsonl"
     times = iter([dict(read=2.0, step=0.5), dict(read=3.0, step=0.5), dict(read=1.0, step=0.25), None])
-    monkeypatch.setattr(generation_speed, "fitting", lambda measurement: measurement() and next(times))
+    monkeypatch.setattr(generation_speed, "fitting", lambda _, measurement: measurement() and next(times))
     overrides = ["--config.largest_batch=2", "--config.prompts_at_once=1"]
     assert run(*overrides, "--only", "transformer", "--json", str(file)) == 0
     transformer = [json.loads(line) for line in file.read_text().splitlines()]
@@ -109,13 +109,16 @@ def test_batches_grow_until_one_does_not_fit(fits, tried):
     assert batches == tried
 
 
-def test_memory_that_runs_out_is_no_error_and_any_other_is():
+def test_memory_that_runs_out_is_no_error_and_any_other_is(monkeypatch):
     def fail(message):
         raise jax.errors.JaxRuntimeError(message)
 
-    assert fitting(lambda: fail(f"{FULL}: Out of memory while trying to allocate 3 bytes")) is None
+    assert fitting(0, lambda: fail(f"{FULL}: Out of memory while trying to allocate 3 bytes")) is None
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        fitting(lambda: fail("INTERNAL: something else"))
+        fitting(0, lambda: fail("INTERNAL: something else"))
+    monkeypatch.setattr(generation_speed, "limit", lambda devices: 10)
+    assert fitting(11, lambda: fail("INTERNAL: tried")) is None
+    assert fitting(10, dict) == {}
 
 
 def test_one_decode_step_of_each_form(monkeypatch, tmp_path, capsys):
@@ -164,5 +167,5 @@ def test_the_table_and_the_figure_are_their_records(tmp_path):
     panels = generation_costs.panels(records[:3] + states)
     assert panels[0][2] == {"transformer": [(8, 200), (16, 240)], "mamba2": [(8, 600)]}
     assert panels[2][2] == {"mamba2": [(4, 1.0), (8, 2.0)]}
-    generation_costs.plots.generation(tmp_path / "generation.svg", panels)
+    generation_costs.plots.compare(tmp_path / "generation.svg", panels)
     assert "tokens read" in (tmp_path / "generation.svg").read_text()

@@ -15,7 +15,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 KILLS = 20
 STEPS = 300
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second", "waiting_percent")
 
 
 @pytest.fixture(scope="module")

@@ -24,18 +24,34 @@ def test_chrono_leaves_out_compilation_and_pauses_and_goes_on_after_a_restart():
         clock.time = 150.0
     clock.time = 155.0
     chrono.step()
-    assert chrono.interval() == chrono.seconds_per_step == 3.0
+    assert chrono.interval() == (3.0, 0.0) and chrono.seconds_per_step == 3.0
     clock.time = 156.0
     chrono.step()
-    assert (chrono.interval(), chrono.seconds_per_step, chrono.seconds) == (1.0, 2.5, 156.0)
+    assert (chrono.interval(), chrono.seconds_per_step, chrono.seconds) == ((1.0, 0.0), 2.5, 156.0)
 
     later = Clock()
-    restarted = progress.Chrono(chrono.state(), now=later)
+    restarted = progress.Chrono(chrono.state(), devices=4, now=later)
     later.time = 30.0
     restarted.step()
     later.time = 40.0
     restarted.step()
-    assert (restarted.seconds, restarted.interval(), restarted.seconds_per_step) == (196.0, 10.0, 4.0)
+    assert (restarted.seconds, restarted.interval(), restarted.seconds_per_step) == (196.0, (10.0, 0.0), 4.0)
+    assert restarted.device_seconds == 156 + 4 * 40
+
+
+def test_waiting_is_a_share_of_the_interval():
+    """The first wait lies before the first step's end, where no time is taken yet."""
+    clock = Clock()
+    chrono = progress.Chrono(now=clock)
+    for wait, work in ((50.0, 1.0), (1.0, 3.0), (2.0, 2.0)):
+        with chrono.waiting():
+            clock.time += wait
+        clock.time += work
+        chrono.step()
+    assert chrono.interval() == (4.0, 100 * 3 / 8)
+    clock.time += 5.0
+    chrono.step()
+    assert chrono.interval() == (5.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +61,8 @@ def test_clock_face(seconds, face):
     assert progress.clock_face(seconds) == face
 
 
-LINE = {"step": 40, "loss": 0.51234, "accuracy": 81.25, "gradient_norm": 3.0, "tokens_per_second": 2000, "seconds": 9.0}
+LINE = {"step": 40, "loss": 0.51234, "accuracy": 81.25, "gradient_norm": 3.0, "seconds": 9.0}
+LINE |= {"tokens_per_second": 2000, "waiting_percent": 1.25}
 
 
 def test_plain_lines(capsys):
@@ -55,7 +72,7 @@ def test_plain_lines(capsys):
         display.log(LINE)
         display.log({"step": 40, "test/loss": 0.6, "test/accuracy": 80.0, "seconds": 9.1})
     assert capsys.readouterr().err.splitlines() == [
-        "step 40/100  loss 0.5123  accuracy 81.25  2,000 tokens/s  ETA 0:00:30",
+        "step 40/100  loss 0.5123  accuracy 81.25  2,000 tokens/s  waiting 1.2 %  ETA 0:00:30",
         "step 40/100  test/loss 0.6  test/accuracy 80",
     ]
 
@@ -64,14 +81,14 @@ def test_live_line_on_a_terminal(capsys, monkeypatch):
     """Training lines replace each other; a line of an evaluation stays."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setenv("COLUMNS", "170")
     with progress.Display(100, 0, 1000) as display:
         display.log({"step": 20, "test/loss": 0.7, "test/accuracy": 75.0})
         display.log(LINE)
         display.step(41)
     err = capsys.readouterr().err
     assert "step 20  test/loss 0.7  test/accuracy 75\n" in err
-    assert "41/100" in err and "loss 0.5123  accuracy 81.25  2,000 tokens/s  ETA 0:00:30" in err
+    assert "41/100" in err and "loss 0.5123  accuracy 81.25  2,000 tokens/s  waiting 1.2 %  ETA 0:00:30" in err
 
 
 def test_tensorboard_holds_every_scalar(tmp_path):

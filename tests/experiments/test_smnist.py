@@ -1,6 +1,7 @@
 import gzip
 import importlib.util
 import pathlib
+import pickle
 
 import numpy as np
 import pytest
@@ -63,6 +64,37 @@ def test_permutation_is_the_usual_one_and_loses_nothing(mnist):
     order = np.random.RandomState(92916).permutation(784)
     np.testing.assert_array_equal(permuted, plain[:, order])
     assert sorted(order) == list(range(784)) and (order != np.arange(784)).mean() > 0.99
+
+
+def write_pickle(path: pathlib.Path, change=lambda table: table) -> pathlib.Path:
+    """As deeplearning.net had it: pixels in 1/256, in three splits."""
+    generator = np.random.default_rng(0)
+    parts = [(generator.integers(0, 256, (n, 784)) / np.float32(256), generator.integers(0, 10, n)) for n in (6, 4, 5)]
+    path.write_bytes(gzip.compress(pickle.dumps(change(parts), protocol=2)))
+    return path.parent
+
+
+def test_digits_from_one_pickle(tmp_path):
+    folder = write_pickle(tmp_path / "mnist.pkl.gz")
+    task = load("smnist", "pickle", folder)
+    sizes = {"train": 6, "validation": 4, "test": 5}
+    assert {split: task.examples(split) for split in task.splits} == sizes
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 784))
+    np.testing.assert_array_equal(task.data["train"].inputs.reshape(6, 784), pixels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda parts: parts[:2], "is not three pairs of 784 pixels and labels"),
+        (lambda parts: [(x[:, 1:], y) for x, y in parts], r"pixels of split train have shape \(6, 783\)"),
+        (lambda parts: [(x * 300, y) for x, y in parts], "or are not from 0 to 1"),
+        (lambda parts: pathlib.Path("x"), "no pickle of arrays .it holds a pathlib"),
+    ],
+)
+def test_wrong_pickles_are_named(tmp_path, change, message):
+    with pytest.raises(ValueError, match=f"mnist.pkl.gz.*{message}"):
+        load("smnist", "pickle", write_pickle(tmp_path / "mnist.pkl.gz", change))
 
 
 def test_tfds_downloads_the_official_files(mnist, monkeypatch):

@@ -23,6 +23,7 @@ PRESETS = [
     *((induction_heads, f"{model},paper") for model in induction_heads.MODELS),
     (induction_heads, "smoke"),
     *((mqar, f"mamba2,{size}") for size in mqar.SIZES),
+    *((mqar, f"{model},l256,{width}") for model in ("attention", "mamba2_n16") for width in ("d32", "d256")),
 ]
 
 

@@ -11,6 +11,7 @@ import pytest
 from experiments import commandline, evaluate, setup, tasks, workdir
 from experiments.tasks.base import ArrayTask, Examples
 from tests.experiments import tiny
+from tests.experiments.conftest import write_mnist
 from tests.experiments.test_kill import bits, outcome
 
 EACH = ("log_every_steps=1", "eval_every_steps=2", "checkpoint_every_steps=1")
@@ -153,6 +154,20 @@ def test_evaluate_reproduces_the_figure(run, tmp_path, capsys):
     assert f"step 3  test/loss {line['test/loss']:.6g}  test/accuracy {line['test/accuracy']:.6g}" in (
         capsys.readouterr().out
     )
+
+
+def test_evaluate_with_a_field_set_anew(run, tmp_path, capsys):
+    """On other examples, of which there are nine."""
+    assert run(tmp_path / "run", "train_steps=3") == 0
+    other = write_mnist(tmp_path / "other", test=9)
+    capsys.readouterr()
+    more = [f"--config.task.data_dir={other}", "--config.eval_batch_size=9"]
+    assert commandline.run(evaluate.main, ["evaluate", str(tmp_path / "run"), *more]) == 0
+    accuracy = float(capsys.readouterr().out.split("test/accuracy ")[1].split()[0])
+    assert accuracy * 9 / 100 == pytest.approx(round(accuracy * 9 / 100), abs=1e-3)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["eval_batch_size"] == 8
+    assert commandline.run(evaluate.main, ["evaluate", str(tmp_path / "run"), "--config.task.dir=x"]) == 2
+    assert "unknown field of task 'dir'" in capsys.readouterr().err
 
 
 def test_padding_of_the_last_batch_counts_nothing(run, tmp_path):

@@ -28,16 +28,16 @@ half = partial(like, dtype="bfloat16")
 for p, groups, n, rank, planes in [(64, 1, 128, 1, 32), (64, 1, 128, 4, 32), (32, 64, 64, 1, 32)]:
     c, x, B, D = length // 64, half(batch, length, heads, p), half(batch, length, groups, n), like(heads, p)
     gates, h = (like(batch, heads, *shape) for shape in ((c, 4, 64), (n, p)))
-    theta, starts = like(batch, length, planes), like(batch, c, heads, planes)
+    theta, angles = like(batch, length, planes), like(batch, length, heads, planes, dtype="uint16")
     bias = like(heads, 1 if rank == 1 else 64, n)
-    arrays, states = (x, gates, B, B, theta, starts, bias, bias), half(batch, heads, c, n, p)
-    masks = half(batch, c, 64, 64), half(batch, c, 64, 32)
+    arrays, states = (x, gates, B, B, angles, bias, bias), half(batch, heads, c, n, p)
+    masks = half(batch, c, 64, 64), half(batch, c, 8, 64)
     if FORWARD:
         compile(partial(gpu_forward.forward, rank=rank), (*arrays, h, D, x))
     else:
-        compile(partial(gpu_backward.gradients, rank=rank, splits=1), (*arrays, D, x, states, states, *masks))
+        compile(partial(gpu_backward.gradients, rank=rank, splits=1), (*arrays, theta, D, x, states, states, *masks))
     for reverse, keep in [(False, True), (True, True), (True, False)][: 3 * FORWARD * (rank == groups)]:
-        compile(partial(gpu_walk.walk, reverse=reverse, keep=keep), (x, gates, B, theta, starts, bias, h))
+        compile(partial(gpu_walk.walk, reverse=reverse, keep=keep), (x, gates, B, angles, bias, h))
 """
 
 

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssm.blocks import Norm
+from ssm.blocks import Block, Norm
 from ssm.mixers import MIXERS
 from ssm.models import SequenceClassifier, layers
+from ssm.two_towers import PairClassifier
 from tests.oracles import assert_close
 
-CAUSAL_ONLY = ("liquid_s4", "mamba", "mamba2", "mamba3", "gated_deltanet", "attention")
+BOTH_WAYS = ("s4", "dss", "s4d", "s5", "lru", "liquid_s4", "mamba")  # mamba stands for all that are causal
 LENGTHS = jnp.asarray([12, 7, 1])
 MIXER_OPTIONS = {name: dict(state_size=4) for name in MIXERS if name != "attention"}
 MIXER_OPTIONS["attention"] = dict(heads=2, window=5)
@@ -32,12 +33,13 @@ def start(rng, **options):
     return model, jax.jit(model.init)(jax.random.key(0), x), x
 
 
-@pytest.mark.parametrize("name", MIXERS)
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(
+    ("name", "bidirectional"), [(name, False) for name in MIXERS] + [(name, True) for name in BOTH_WAYS]
+)
 def test_padding_changes_nothing(name, bidirectional, rng):
     """Each row alone, unpadded, gives the logits of the padded batch, whatever the padding holds."""
-    if name in CAUSAL_ONLY and bidirectional:
-        with pytest.raises(ValueError, match=f"bidirectional is not for {name}"):
+    if name == "liquid_s4" and bidirectional:
+        with pytest.raises(ValueError, match="bidirectional is not for liquid_s4"):
             start(rng, pattern=name, bidirectional=True)
         return
     model, variables, x = start(rng, pattern=name, bidirectional=bidirectional)
@@ -45,6 +47,48 @@ def test_padding_changes_nothing(name, bidirectional, rng):
     batch = jax.jit(model.apply)(variables, noise, LENGTHS)
     for row, length in enumerate(LENGTHS[:2]):
         assert_close(batch[row : row + 1], jax.jit(model.apply)(variables, x[row : row + 1, :length]), scale=12)
+
+
+def test_a_causal_mixer_and_its_mirror_read_both_ways(rng):
+    """With the two mixers' parameters exchanged, the block of the reversed sequence is the reversed block's output."""
+    block = Block(mixer="mamba", options=MIXER_OPTIONS["mamba"], glu="none", bidirectional=True)
+    x = jnp.asarray(rng.normal(size=(2, 9, 4)), jnp.float32)
+    params = jax.jit(block.init)(jax.random.key(0), x)["params"]
+    mirrored = params | {"mixer": params["mixer_reverse"], "mixer_reverse": params["mixer"]}
+    apply = jax.jit(lambda params, x: block.apply({"params": params}, x))
+    assert_close(apply(mirrored, x[:, ::-1])[:, ::-1], apply(params, x), scale=12)
+    moved = np.abs(apply(params, x.at[:, 4, 0].add(1.0)) - apply(params, x)).max((0, 2))
+    assert (moved > 1e-6).all(), "a token in the middle does not reach every output"
+
+
+def test_pairs_are_their_documents_encoded_alone(rng):
+    """A pair's vectors are those of single documents; the head's MLP is of u, v, u - v and u v."""
+    options = dict(classes=3, encoder="token", input_size=7, width=4, depth=2, bidirectional=True)
+    options |= dict(mixers={"s4d": MIXER_OPTIONS["s4d"]}, norm="batch")
+    pairs, lengths = jnp.asarray(rng.integers(0, 7, size=(3, 2, 12))), jnp.asarray([[12, 7], [1, 12], [5, 3]])
+    model = PairClassifier(**options)
+    variables = jax.jit(model.init)(jax.random.key(0), pairs, lengths)
+    params = dict(variables["params"])
+    head, hidden = (jax.tree.map(np.float64, params.pop(name)) for name in ("head", "head_hidden"))
+    identity = {"head": {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}}
+    alone = jax.jit(SequenceClassifier(**options | {"classes": 4}).apply)
+    stats = {"batch_stats": variables["batch_stats"]}
+    u, v = (alone({"params": params | identity, **stats}, pairs[:, i], lengths[:, i]) for i in (0, 1))
+    features = np.concatenate([u, v, u - v, u * v], -1).astype(np.float64)
+    middle = jax.nn.gelu(jnp.asarray(features @ hidden["kernel"] + hidden["bias"], jnp.float32))
+    expected = np.asarray(middle, np.float64) @ head["kernel"] + head["bias"]
+    assert_close(jax.jit(model.apply)(variables, pairs, lengths), expected, scale=12)
+
+
+def test_inputs_that_are_no_pairs(untyped):
+    model = PairClassifier(classes=2, encoder="token", input_size=7)
+    for inputs, lengths, message in (
+        ((3, 12), None, r"inputs have shape \(3, 12\); their second axis must hold a pair"),
+        ((3, 2, 12), (3,), r"lengths has shape \(3,\); 3 pairs need \(3, 2\)"),
+    ):
+        arrays = (None if shape is None else jnp.zeros(shape, jnp.int32) for shape in (inputs, lengths))
+        with pytest.raises(ValueError, match=message):
+            model.init(jax.random.key(0), *arrays)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
@@ -130,6 +174,30 @@ def test_bfloat16_activations_give_float32_logits(rng):
     out = classifier(dtype="bfloat16").apply(variables, x)
     assert out.dtype == jnp.float32
     assert 0 < np.abs(out - model.apply(variables, x)).max() < 0.1
+
+
+def test_training_in_bfloat16_rounds_activations_alone(rng):
+    """What a block gives on is bfloat16; gradients, batch statistics and what makes them stay float32."""
+    model, variables, x = start(rng, norm="batch", momentum=0.5, depth=1, dtype="bfloat16")
+    x = x + 50  # where the mean of squares less the squared mean, in bfloat16, is all wrong
+
+    def train(params):
+        kept = dict(train=True, mutable=["batch_stats", "intermediates"], capture_intermediates=True)
+        logits, updated = model.apply(variables | {"params": params}, x, LENGTHS, **kept)
+        return -jnp.mean(jax.nn.log_softmax(logits)[:, 0]), (logits, updated)
+
+    (loss, (logits, updated)), gradient = jax.jit(jax.value_and_grad(train, has_aux=True))(variables["params"])
+    kept = (loss, logits, gradient, updated["batch_stats"], variables["params"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+    seen = updated["intermediates"]
+    block = seen["block_0"]
+    assert block["__call__"][0].dtype == block["mixer"]["__call__"][0][0].dtype == jnp.bfloat16
+    assert block["norm"]["batch"]["__call__"][0].dtype == jnp.float32
+    real = np.arange(12)[None] < np.asarray(LENGTHS)[:, None]
+    inputs = np.asarray(seen["encoder"]["__call__"][0], np.float64)[real]
+    statistics = updated["batch_stats"]["block_0"]["norm"]["batch"]
+    assert_close(statistics["mean"], 0.5 * inputs.mean(0), scale=100)
+    np.testing.assert_allclose(statistics["var"], 0.5 + 0.5 * inputs.var(0), rtol=1e-3)
 
 
 def test_patterns_repeat():
