@@ -44,8 +44,8 @@
 # They have a clock, of which letters cannot move the hands. All that a letter
 # can do is to add something to the state, and then time goes on.
 #
-# The rows are shown below, by layers whose parameters are set by hand. That a
-# solution exists does not mean that training finds it, and the last two
+# Most rows are shown below, by layers whose parameters are set by hand. That
+# a solution exists does not mean that training finds it, and the last two
 # sections are about that.
 
 # %%
@@ -180,8 +180,8 @@ assert np.allclose(gap, eigenvalues ** (n[:, None] + 1))
 #   be undone; twice the sigmoid is again all it takes.
 #
 # None of the three is out of a layer's reach in float32. There $2 e^{-\Delta}
-# - 1$ is $-1$ from $\Delta = 18$ on, and twice the sigmoid is 2 for all
-# arguments above 17.
+# - 1$ is $-1$ from $\Delta = 19$ on, and twice the sigmoid is 2 for all
+# arguments above 18.
 #
 # All are run by their recurrence and by the chunks with which they are
 # trained (notebook 6 and `ssm.mixers.gated_deltanet`): the matrix products
@@ -225,7 +225,7 @@ assert all(np.allclose(y, 1 - 2 * odd, atol=1e-9) for y in outputs.values())
 # plane, and eigenvalues $e^{\pm 2\pi i / m}$, which a real matrix has only if
 # it is not symmetric: Mamba-3's rotations have them, one reflection of
 # DeltaNet does not. A layer has many planes, and each may be a wheel of its
-# own: hours, minutes and weekdays at once. Every group whose elements commute
+# own: hours, minutes and weekdays at once. Every finite group that commutes
 # is such a set of wheels, so that one layer of Mamba-3 follows all of these.
 #
 # The task `cycle` is a walk around five places: stay, one forward, one back.
@@ -275,8 +275,8 @@ assert not np.allclose(turned(any_angle[word]), turned(any_angle[shuffled]), ato
 #
 # This is how depth buys order. It works for every group that can be taken
 # apart into commuting pieces, layer by layer; such groups are called
-# *solvable*, and $S_3$ and $A_4$ are. $S_5$ and $A_5$ are not. They are the
-# smallest tasks for which more layers of rotations do not help, and it is for
+# *solvable*, and $S_3$ and $A_4$ are. $S_5$ and $A_5$ are not. $A_5$ is the
+# smallest group for which more layers of rotations do not help, and it is for
 # the same reason that equations of degree five have no formula.
 
 # %%
@@ -369,14 +369,15 @@ assert np.iscomplexobj(np.linalg.eigvals(np.eye(3)[[1, 2, 0]]))  # three cups pa
 # ## Nearly is not enough
 #
 # Training finds parameters that are nearly right, and at a great length it
-# shows. Two things can be off. The turn may be $\pi (1 + \varepsilon)$ instead
-# of $\pi$: the error adds up with every 1, and after $1 / (2 \varepsilon)$ of
-# them the answer is on the wrong side. Or the state may fade a little at
-# every token, until it is smaller than some constant that the read-out adds:
-# from there on, the answer is always the same. The curves are Mamba-3's
-# function with one error of each kind, on two thousand random strings, of
-# which a string of length $L$ has $L/2$ ones or so. Scaled accuracy is 0 for
-# guessing, 100 for no mistake and $-100$ for nothing but mistakes.
+# shows. Two things can be off. The turn may be $\pi (1 + \varepsilon)$
+# instead of $\pi$: the error adds up with every 1, and after $1 / (2
+# \varepsilon)$ of them the answer is on the wrong side. Or the state may fade
+# a little at every token, until it is smaller than some constant that the
+# read-out adds: from there on, the answer is always the same. The curves are
+# Mamba-3's function with one error of each kind, on two thousand random
+# strings, of which a string of length $L$ has $L/2$ ones or so. Scaled
+# accuracy is 0 for guessing, 100 for no mistake and $-100$ for nothing but
+# mistakes.
 #
 # The points are the recorded demo of the README, which learned from strings
 # of up to 32 bits and was tested on 64, 128 and 256. It is right at 64 and
@@ -422,8 +423,8 @@ assert scaled["0.8 % too far"][-1] < -99 and abs(scaled["fades by 3 %"][-1]) < 1
 # as it goes. On parity there is all or nothing: angles that depend on the
 # token, or negative eigenvalues, and everything else guesses. Fixed angles
 # guess too: a state that turns alike at every letter counts letters, and
-# parity does not ask how many there were. Arithmetic modulo 5 with products
-# is harder than any group; with three layers it is a matter of degree. One
+# parity does not ask how many there were. Arithmetic modulo 5 is no group,
+# since a product with 0 cannot be undone; it is a matter of degree. One
 # figure the map does not explain: Mamba-2's 48 % without brackets, where a
 # Mamba-3 that does not turn has 1.5 %. The paper does not explain it either.
 #
@@ -465,5 +466,6 @@ assert all(found[name, "parity"] < 5 for name in ("mamba3_fixed", "mamba3_none",
 # * A test at the length of training says little. Test at eight times of it,
 #   and look for the reason where the curve falls.
 #
-# Next, in notebook 9: sequences of sixteen thousand tokens, where the question
-# is not what a state can do but whether it still has what it was told.
+# Next, in notebook 9: sequences of sixteen thousand tokens, where the
+# question is not what a state can do but whether it still has what it was
+# told.

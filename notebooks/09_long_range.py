@@ -26,8 +26,8 @@
 # Three questions, then, in this order. How far apart is what belongs
 # together? How far does a layer reach, and a stack of layers, before it has
 # learned anything? And what was measured when the second distance was at
-# least the first? None of it needs training, and all of it can be known
-# before a GPU is switched on.
+# least the first? The first two need no training: they can be answered before
+# a GPU is switched on.
 #
 # The pictures and expressions are made here by the library's own generators,
 # `experiments.datasets`, which follow the published algorithms and
@@ -176,10 +176,11 @@ assert depth.max() <= 9 and depth[-1] == 0 and 0.1 < guess < 0.6
 #
 # Now the models. In S4D the kernel is a sum of fading waves (notebook 4),
 #
-# $$K_l = 2\, \mathrm{Re} \sum_n C_n \bar B_n\, e^{l \Delta a_n}, \qquad \mathrm{Re}\, a_n = -\tfrac12 \;\text{ at the start,}$$
+# $$K_l = 2\, \mathrm{Re} \sum_n C_n \bar B_n\, e^{l \Delta a_n}, \qquad \mathrm{Re}\, a_n = -\tfrac12,$$
 #
-# so that all of them fade alike, by $e^{-l \Delta / 2}$. The energy $K_l^2$
-# fades by $e^{-l \Delta}$, and nine tenths of it lie within
+# when training begins, so that all of them fade alike, by $e^{-l \Delta /
+# 2}$. The energy $K_l^2$ fades by $e^{-l \Delta}$, and nine tenths of it lie
+# within
 #
 # $$l_{90} = \frac{\ln 10}{\Delta} \approx \frac{2.3}{\Delta} \quad\text{tokens.} \tag{1}$$
 #
@@ -247,7 +248,7 @@ assert reach[0] > L > reach[1] > 2000
 # would not be free: each channel that reaches beyond the picture is one that
 # hardly tells its places apart, and one less of those that see dashes. The
 # line for 0.00001 shows it: more channels than before reach from disc to
-# disc, but a third of them reach past everything there is.
+# disc, but a quarter of them reach past everything there is.
 #
 # The recipes of S4, S4D, DSS and S5 for Path-X all start in this way, and the
 # LRU's in one that amounts to it. Even then a run stays at 50 % for thousands
