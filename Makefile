@@ -30,7 +30,7 @@ help:
 	@touch $@
 
 .venv/ready-notebooks: .venv/ready
-	@$(VENV)/python $(PIP_INSTALL) -e .[demo,notebooks]
+	@$(VENV)/python $(PIP_INSTALL) -e .[datasets,demo,notebooks]
 	@touch $@
 
 .venv-oracles/ready: setup.cfg pyproject.toml
