@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -14,12 +15,15 @@ import sys
 import jax
 from jax.experimental import topologies
 
-topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1])
-one = jax.sharding.SingleDeviceSharding(topology.devices[0])
-like = lambda shape, dtype="float32": jax.ShapeDtypeStruct(shape, dtype, sharding=one)
+def like(shape, dtype="float32"):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=one)
 
 def compile(function, arrays):
     jax.jit(function).trace(*arrays).lower(lowering_platforms=("tpu",)).compile()
+
+for name in sys.argv[1:]:
+    print(name, file=sys.stderr)
+    one = jax.sharding.SingleDeviceSharding(topologies.get_topology_desc(platform="tpu", topology_name=name).devices[0])
 """
 
 
@@ -35,6 +39,6 @@ def run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-def compiles(script: str, topology: str) -> None:
-    """Runs a script that compiles with `compile` for arguments `like` a shape."""
-    run(PRELUDE + script, topology)
+def compiles(script: str) -> None:
+    """Runs a script for each of TOPOLOGIES, whose name is `name`, that compiles for arguments `like` a shape."""
+    run(PRELUDE + textwrap.indent(script, "    "), *TOPOLOGIES)

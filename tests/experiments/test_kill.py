@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-KILLS = 20
-STEPS = 300
+KILLS = 10
+STEPS = 150
 TIMES = ("seconds", "tokens_per_second", "waiting_percent")
 
 

@@ -117,7 +117,7 @@ def test_lru_is_the_papers_recurrence(rule, rng):
     """In the layer's own parameters: x_k = lambda x_{k-1} + exp(gamma) B u_k, where B enters as the rule says."""
     module = mixer("lru", D, dict(state_size=N, rule=rule, weight=weight(rule), r_min=0.2, r_max=0.99))
     u = rng.normal(size=(1, LENGTH, D))
-    variables = module.init(jax.random.key(0), jnp.asarray(u, jnp.float32))
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.asarray(u, jnp.float32))
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
     A = -np.exp(p["nu_log"]) + 1j * np.exp(p["theta_log"])
     gain = np.exp(p["gamma_log"])[:, None] * (p["B"]["real"] + 1j * p["B"]["imag"])
@@ -125,7 +125,7 @@ def test_lru_is_the_papers_recurrence(rule, rng):
     C = p["C"]["real"] + 1j * p["C"]["imag"]
     decay, previous, current = dense_rule(rule, np.diag(A), 1.0, WEIGHT)
     expected, _ = dense_ssm(decay, previous, current, gain, C, np.diag(p["D"]), u[0])
-    y, _ = module.apply(variables, jnp.asarray(u, jnp.float32))
+    y, _ = jax.jit(module.apply)(variables, jnp.asarray(u, jnp.float32))
     assert_close(y[0], expected.real, scale=LENGTH * N)
 
 
@@ -134,7 +134,7 @@ def test_dss_is_the_papers_kernel(kernel, rng):
     """Proposition 1, summed directly: the softmax over a row of L powers, or the plain exponentials."""
     module = mixer("dss", D, dict(state_size=N, kernel=kernel, length=LENGTH))
     u = rng.normal(size=(1, LENGTH, D))
-    variables = module.init(jax.random.key(0), jnp.asarray(u, jnp.float32))
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.asarray(u, jnp.float32))
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
     Lambda = -np.exp(p["A_log"]) + 1j * p["A_imag"]
     z = np.exp(p["log_dt"])[:, None] * Lambda
@@ -143,7 +143,7 @@ def test_dss_is_the_papers_kernel(kernel, rng):
     W = p["W"]["real"] + 1j * p["W"]["imag"]
     K = np.einsum("dn,dnl->dl", W * scale, rows).real
     expected = np.stack([np.convolve(u[0, :, d], K[d])[:LENGTH] + p["D"][d] * u[0, :, d] for d in range(D)], -1)
-    y, _ = module.apply(variables, jnp.asarray(u, jnp.float32))
+    y, _ = jax.jit(module.apply)(variables, jnp.asarray(u, jnp.float32))
     assert_close(y[0], expected, scale=LENGTH * N)
 
 

@@ -84,15 +84,18 @@ def stepped(q, k, v, beta, log_decay=None, h=None, *, segment_ids):
 FORMS = {"recurrent": gated_deltanet.recurrent, "chunked": gated_deltanet.chunked, "step": stepped}
 
 
+def total(arrays, bars, ids, form):
+    out = FORMS[form](*arrays, segment_ids=ids)
+    return sum(jnp.sum(bar * o) for bar, o in zip(bars, out, strict=True)), out
+
+
+gradient = jax.jit(jax.grad(total, has_aux=True), static_argnums=3)  # once for a shape, whatever the values
+
+
 def differentiated(form, dtype, arrays, bars, ids):
     """((y, last), gradients) of sum(y_bar y) + sum(last_bar last)."""
-
-    def total(arrays):
-        out = FORMS[form](*arrays, segment_ids=ids)
-        return sum(jnp.sum(bar.astype(dtype) * o) for bar, o in zip(bars, out, strict=True)), out
-
-    arrays = tuple(jnp.asarray(x, dtype) for x in arrays)
-    grads, out = jax.jit(jax.grad(total, has_aux=True))(arrays)
+    arrays, bars = ([jnp.asarray(x, dtype) for x in given] for given in (arrays, bars))
+    grads, out = gradient(arrays, bars, ids, form)
     return out, grads
 
 
@@ -230,7 +233,7 @@ def test_bfloat16_reflections_keep_their_length(rng):
     1e-3 alone, and each reflection would lengthen or shorten the state."""
     module = mixer("gated_deltanet", WIDTH, SIZES | dict(decay=False, negative_eigenvalues=True, conv_bias=True))
     x = jnp.asarray(rng.normal(size=(1, 1024, WIDTH)), jnp.bfloat16).at[..., 0].set(1)
-    variables = module.init(jax.random.key(0), x[:, :1])
+    variables = jax.jit(module.init)(jax.random.key(0), x[:, :1])
     values = HEADS * P + 2 * GROUPS * N  # where v begins in in_proj; beta is behind it
     params = variables["params"]
     kernel = params["in_proj"]["kernel"].at[:, values:].set(0).at[0, values + HEADS * P :].set(100)

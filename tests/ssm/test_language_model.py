@@ -55,32 +55,32 @@ def test_token_by_token(name, rng):
 def test_packed_documents_are_separate(name, rng):
     """Logits of each alone; and no gradient, to the last bit, reaches the embeddings of the other's tokens."""
     model, variables, _ = start(rng, name, tie_embeddings=False)
-    tokens = jnp.asarray([[*rng.integers(0, 5, size=5), *rng.integers(5, VOCABULARY, size=7)]])
-    ids = jnp.asarray([[1] * 5 + [0] * 7])
-    apply = jax.jit(model.apply)
-    parts = [apply(variables, tokens[:, :5]), apply(variables, tokens[:, 5:])]
-    expected = jnp.concatenate([logits for logits, _ in parts], 1), parts[1][1]
-    assert_all_close(apply(variables, tokens, segment_ids=ids), expected)
+    alone = jnp.asarray([rng.integers(0, 5, size=6), rng.integers(5, VOCABULARY, size=6)])
+    logits, state = jax.jit(model.apply)(variables, alone)
+    expected = logits.reshape(1, 12, VOCABULARY), jax.tree.map(lambda s: s[1:], state)
 
     def of_document(variables, start):
-        logits, _ = model.apply(variables, tokens, segment_ids=ids)
-        return jnp.sum(jnp.sin(jax.lax.dynamic_slice_in_dim(logits, start, 5, 1)))
+        out = model.apply(variables, alone.reshape(1, 12), segment_ids=jnp.asarray([[1] * 6 + [0] * 6]))
+        return jnp.sum(jnp.sin(jax.lax.dynamic_slice_in_dim(out[0], start, 5, 1))), out
 
-    gradient = jax.jit(jax.grad(of_document))
+    gradient = jax.jit(jax.grad(of_document, has_aux=True))
     for first, own, others in [(0, slice(0, 5), slice(5, None)), (7, slice(5, None), slice(0, 5))]:
-        table = gradient(variables, first)["params"]["embedding"]["embedding"]
+        gradients, packed = gradient(variables, first)
+        assert_all_close(packed, expected)
+        table = gradients["params"]["embedding"]["embedding"]
         assert np.abs(table[own]).max() > 0
         assert not np.any(table[others])
 
 
 def test_bfloat16_activations(rng):
-    """Of every mixer, one after another; the residual, the states and the logits stay float32."""
-    model, variables, tokens = start(rng, " ".join(FAMILIES), mlp_size=0)
-    logits, _ = jax.jit(model.apply)(variables, tokens)
-    rounded, state = jax.jit(model.clone(dtype="bfloat16").apply)(variables, tokens)
-    assert rounded.dtype == jnp.float32
-    assert all(leaf.dtype in (jnp.complex64, jnp.float32) for leaf in jax.tree.leaves(state))
-    assert 1e-3 < relative(rounded, logits) < 5e-2
+    """Of every mixer; the residual, the states and the logits stay float32."""
+    for name in FAMILIES:
+        model, variables, tokens = start(rng, name)
+        logits, _ = jax.jit(model.apply)(variables, tokens)
+        rounded, state = jax.jit(model.clone(dtype="bfloat16").apply)(variables, tokens)
+        assert rounded.dtype == jnp.float32
+        assert all(leaf.dtype in (jnp.complex64, jnp.float32) for leaf in jax.tree.leaves(state))
+        assert 1e-3 < relative(rounded, logits) < 5e-2, name
 
 
 def test_a_model_for_steps_has_the_same_numbers(rng):
@@ -122,7 +122,7 @@ def test_the_stack_is_its_equations(mlp_size, tied, rng):
         block = params[f"block_{i}"]
         y = jnp.asarray(rms(x, block["norm"]["scale"], 0.1), jnp.float32)
         own = {"params": variables["params"][f"block_{i}"]["mixer"]}
-        x = x + np.asarray(mixer(name, WIDTH, SMALL[name]).apply(own, y)[0])
+        x = x + np.asarray(jax.jit(mixer(name, WIDTH, SMALL[name]).apply)(own, y)[0])
         if mlp_size:
             x = x + swiglu(rms(x, block["norm_mlp"]["scale"], 0.1), block["mlp"])
     head = params["embedding"]["embedding"].T if tied else params["head"]["kernel"]
@@ -149,8 +149,8 @@ def test_scanned_layers_are_the_same_layers(rng):
         logits, state = model.apply(variables, tokens, state)
         return jnp.sum(jnp.sin(logits)), (logits, state, model.apply(variables, tokens[:, 0], state, method="step"))
 
-    _, before = jax.jit(model.apply)(variables, tokens[::-1])
     run = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
+    _, (_, before, _) = run(variables, model.initial_state(2), model)
     gradient, out = run(stacked, before, scanned)
     gradients, expected = run(variables, before, model)
     assert_all_close(out, expected)

@@ -112,8 +112,9 @@ def test_every_rule_is_its_dense_system(rule, form, rng, x64):
 def test_chunks_of_any_size(chunk_size, rng, x64):
     """Those that do not divide the length leave padding, where dirac alone lets inputs in: they must be zeros."""
     p = list(map(jnp.asarray, problem(rng, 65)))
-    expected = FORMS["recurrent"](*p, rule="dirac")
-    for out, ref in zip(chunked(*p, rule="dirac", chunk_size=chunk_size), expected, strict=True):
+    expected = jax.jit(partial(FORMS["recurrent"], rule="dirac"))(*p)
+    outs = jax.jit(partial(chunked, rule="dirac", chunk_size=chunk_size))(*p)
+    for out, ref in zip(outs, expected, strict=True):
         assert_close(out, ref, scale=65)
 
 
@@ -124,20 +125,20 @@ def test_segments_forget_in_values_and_gradients(form, rng, x64):
     cuts = [0, 10, 11, 64, 100]
     ids = jnp.asarray(np.repeat([[7, 2, 7, 0]], np.diff(cuts), 1).repeat(2, 0))
 
-    def packed(x, h):
-        y, last = FORMS[form](x, *p[1:6], h, segment_ids=ids)
+    def packed(x, h, p):
+        y, last = FORMS[form](x, *p, h, segment_ids=ids)
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.sin(last)), (y, last)
 
-    def separate(x, h):
+    def separate(x, h, p):  # for every form the same program
         parts = []
         for start, end in zip(cuts, cuts[1:], strict=False):
             cut = lambda v: v[:, start:end]  # noqa: B023,E731
             h = h if start == 0 else jnp.zeros_like(h)
-            parts.append(FORMS["recurrent"](cut(x), cut(p[1]), p[2], cut(p[3]), cut(p[4]), p[5], h))
+            parts.append(FORMS["recurrent"](cut(x), cut(p[0]), p[1], cut(p[2]), cut(p[3]), p[4], h))
         y, last = jnp.concatenate([y for y, _ in parts], 1), parts[-1][1]
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.sin(last)), (y, last)
 
-    results = [jax.jit(jax.grad(f, argnums=(0, 1), has_aux=True))(p[0], p[6]) for f in (packed, separate)]
+    results = [jax.jit(jax.grad(f, argnums=(0, 1), has_aux=True))(p[0], p[6], p[1:6]) for f in (packed, separate)]
     for out, ref in zip(*map(jax.tree.leaves, results), strict=True):
         assert_close(out, ref, scale=100, gradient=True)
 
@@ -147,16 +148,9 @@ def test_theorem_1_is_a_gated_recurrence(form, rng, x64):
     """N = 1, A = -1, B = 1, dt = softplus(s): h = (1 - g) h + g x with g = sigmoid(s), by zoh and no other rule."""
     x, s, h = rng.normal(size=(2, 40, D)), 5 * rng.normal(size=(2, 40, D)), rng.normal(size=(2, D))
     one = jnp.ones((2, 40, 1))
-    y, _ = FORMS[form](
-        jnp.asarray(x),
-        jax.nn.softplus(s),
-        -jnp.ones((D, 1)),
-        one,
-        one,
-        jnp.zeros(D),
-        jnp.asarray(h)[..., None],
-        rule="zoh",
-    )
+    start, given = jnp.asarray(h)[..., None], (one, one, jnp.zeros(D))
+    run = jax.jit(partial(FORMS[form], rule="zoh"))
+    y, _ = run(jnp.asarray(x), jax.nn.softplus(s), -jnp.ones((D, 1)), *given, start)
     for t in range(40):
         g = 1 / (1 + np.exp(-s[:, t]))
         h = (1 - g) * h + g * x[:, t]
@@ -177,7 +171,7 @@ def test_parity_of_a_hundred_thousand_bits(form, rng):
 @each_form
 def test_step_after_step(form, rng, x64):
     p = list(map(jnp.asarray, problem(rng, 9)))
-    y, last = FORMS[form](*p)
+    y, last = jax.jit(FORMS[form])(*p)
     h, one = p[6], jax.jit(step)
     for t in range(9):
         out, h = one(p[0][:, t], p[1][:, t], p[2], p[3][:, t], p[4][:, t], p[5], h)
@@ -200,7 +194,7 @@ def test_hundred_thousand_tokens(form, rng):
 
 
 def weights(rng, module, dtype=jnp.float64):
-    params = module.init(jax.random.key(0), jnp.zeros((1, 1, module.width), dtype))["params"]
+    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 1, module.width), dtype))["params"]
     return jax.tree.map(lambda v: v.astype(dtype) + 0.3 * rng.normal(size=v.shape), params)
 
 
@@ -244,7 +238,8 @@ def test_the_block_is_its_equations(options, rng, x64):
         y, last = jax.jit(module.clone(form=form).apply)({"params": params}, jnp.asarray(x), state)
         for out, ref in zip((y, *last), (expected, *end), strict=True):
             assert_close(out, ref, scale=100)
-    y, last = module.apply({"params": params}, jnp.asarray(x[:, 0]), state, method="step")
+    step = jax.jit(lambda params, x, state: module.apply({"params": params}, x, state, method="step"))
+    y, _ = step(params, jnp.asarray(x[:, 0]), state)
     assert_close(y, expected[:, 0], scale=100)
 
 
@@ -304,13 +299,13 @@ def test_wrong_options_are_named(options, message):
 
 def test_a_state_of_another_shape_is_named(untyped):
     module, x = Mamba(width=4, state_size=5), jnp.zeros((2, 3, 4))
-    variables = module.init(jax.random.key(0), x)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
     for state, message in [
         (module.initial_state(1), r"state.conv_bkd has shape \(1, 3, 8\); this layer and batch have \(2, 3, 8\)"),
         (module.initial_state(2)._replace(h_bdn=jnp.zeros((2, 8, 4))), r"state.h_bdn has shape \(2, 8, 4\)"),
     ]:
         with pytest.raises(ValueError, match=message):
-            module.apply(variables, x, state)
+            jax.eval_shape(module.apply, variables, x, state)
         with pytest.raises(ValueError, match=message):
             module.apply(variables, x[:, 0], state, method="step")
 

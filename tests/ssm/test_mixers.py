@@ -3,6 +3,8 @@
 The mathematics itself is held against dense float64 loops in the files of the single mixers.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,13 +73,17 @@ def start(name, options, rng, length, batch=2):
     return module, jax.jit(module.init)(jax.random.key(1), x[:, :1]), x
 
 
+@partial(jax.jit, static_argnums=0)
+def step(module, variables, x, state):
+    return module.apply(variables, x, state, method="step")
+
+
 def stepped(module, variables, x):
     state, y = module.apply(variables, len(x), method="initial_state"), []
-    step = jax.jit(lambda x, state: module.apply(variables, x, state, method="step"))
     for t in range(x.shape[1]):
-        out, state = step(x[:, t], state)
+        out, state = step(module, variables, x[:, t], state)
         y.append(out)
-    return jnp.stack(y, 1), state
+    return np.stack(y, 1), state
 
 
 def assert_all_close(out, ref, scale=65):
@@ -101,24 +107,35 @@ def test_jit_changes_nothing(name, rng):
     assert_all_close(module.apply(variables, x), jax.jit(module.apply)(variables, x), scale=9)
 
 
+def whole(variables, x, weights, ids, module):
+    return jnp.sum(weights * jnp.sin(module.apply(variables, x, segment_ids=ids)[0]))
+
+
+def pieces(variables, x, weights, module):
+    """Halves with the state carried from one to the other, compiled once for both."""
+
+    def half(state, x):
+        y, state = module.apply(variables, x, state)
+        return state, y
+
+    start = module.apply(variables, len(x), method="initial_state")
+    _, y = jax.lax.scan(half, start, jnp.stack(jnp.split(x, 2, 1)))
+    return jnp.sum(weights * jnp.sin(jnp.concatenate(list(y), 1)))
+
+
+# Of the same shapes in every test: what one has compiled, the cache gives to the others.
+of_whole = jax.jit(jax.value_and_grad(whole, argnums=(0, 1)), static_argnums=4)
+of_pieces = jax.jit(jax.value_and_grad(pieces, argnums=(0, 1)), static_argnums=3)
+
+
 @each(OWN)
 def test_a_sequence_in_two_pieces(name, options, rng):
-    """Values, and gradients through the carried state: every form continues every form's state."""
+    """Values, and gradients through the carried state: every form continues its own state."""
     module, variables, x = start(name, options, rng, 24)
-
-    def whole(variables, x):
-        y, _ = module.apply(variables, x)
-        return jnp.sum(jnp.sin(y))
-
-    def pieces(variables, x, form):
-        apply = layer(name, form=form, **options).apply
-        first, state = apply(variables, x[:, :11])
-        second, _ = apply(variables, x[:, 11:], state)
-        return jnp.sum(jnp.sin(jnp.concatenate([first, second], 1)))
-
-    ref, ref_grads = jax.jit(jax.value_and_grad(whole, argnums=(0, 1)))(variables, x)
+    weights = jnp.ones_like(x)
+    ref, ref_grads = of_whole(variables, x, weights, jnp.zeros(x.shape[:2], int), module)
     for form in forms(name, options):
-        value, grads = jax.jit(jax.value_and_grad(pieces, argnums=(0, 1)), static_argnums=2)(variables, x, form)
+        value, grads = of_pieces(variables, x, weights, layer(name, form=form, **options))
         np.testing.assert_allclose(value, ref, rtol=1e-4, atol=1e-4)
         paths = jax.tree_util.tree_leaves_with_path(grads)
         for (path, out), expected in zip(paths, jax.tree.leaves(ref_grads), strict=True):
@@ -129,26 +146,30 @@ def test_a_sequence_in_two_pieces(name, options, rng):
 
 @each(OWN)
 def test_packed_is_separate(name, options, rng):
+    """As steps are, from an empty state for each document."""
     module, variables, x = start(name, options, rng, 24)
     ids = jnp.asarray(np.repeat([[3, 1, 2]], [10, 1, 13], axis=1).repeat(2, 0))
-    apply = jax.jit(module.apply)
-    packed, last = apply(variables, x, segment_ids=ids)
-    ends = [apply(variables, part) for part in (x[:, :10], x[:, 10:11], x[:, 11:])]
-    assert_all_close(packed, jnp.concatenate([y for y, _ in ends], 1))
+    packed, last = jax.jit(module.apply)(variables, x, segment_ids=ids)
+    ends = [stepped(module, variables, part) for part in (x[:, :10], x[:, 10:11], x[:, 11:])]
+    assert_all_close(packed, np.concatenate([y for y, _ in ends], 1))
     assert_all_close(last, ends[-1][1])
 
 
 @each(OWN)
 def test_no_gradient_from_the_future_or_another_row(name, options, rng):
-    module, variables, x = start(name, options, rng, 12)
-    ids = jnp.asarray([[0] * 4 + [1] * 8] * 2)
-    for form, segments in [*((form, None) for form in forms(name, options)), ("auto", ids)]:
-        apply = layer(name, form=form, **options).apply
-        g = jax.jit(jax.grad(lambda x: jnp.sum(apply(variables, x, segment_ids=segments)[0][0, 7])))(x)  # noqa: B023
-        assert np.abs(g[0, 7]).sum() > 0
-        reach = np.abs(g[0, :4]).sum() > 0
-        assert reach == (segments is None)
-        ahead = np.abs(g[0, 8:]).max()  # an FFT mixes all tokens and cancels them to rounding
+    """To what the second of two pieces says of its token 5, and to what a document says of its own."""
+    module, variables, x = start(name, options, rng, 24)
+    ids = jnp.asarray([[0] * 14 + [1] * 10] * 2)
+    one = jnp.zeros_like(x).at[0, 17].set(1)
+    for form in (*forms(name, options), None):
+        if form is None:
+            _, (_, g) = of_whole(variables, x, one, ids, module)
+        else:
+            _, (_, g) = of_pieces(variables, x, one, layer(name, form=form, **options))
+        assert np.abs(g[0, 17]).sum() > 0
+        reach = np.abs(g[0, 10:14]).sum() > 0
+        assert reach == (form is not None)
+        ahead = np.abs(g[0, 18:]).max()  # an FFT mixes all tokens and cancels them to rounding
         assert ahead <= (2e-6 * np.abs(g).max() if form == "parallel" else 0)
         assert not np.abs(g[1]).any()
 
@@ -157,7 +178,8 @@ def test_no_gradient_from_the_future_or_another_row(name, options, rng):
 def test_vmap(name, options, rng):
     module, variables, x = start(name, options, rng, 9)
     y, state = jax.jit(jax.vmap(lambda row: module.apply(variables, row[None])))(x)
-    assert_all_close((y[:, 0], jax.tree.map(lambda s: s[:, 0], state)), jax.jit(module.apply)(variables, x), scale=9)
+    expected = stepped(module, variables, x)
+    assert_all_close((y[:, 0], jax.tree.map(lambda s: s[:, 0], state)), expected, scale=9)
 
 
 CAUSAL_ONLY = ("liquid_s4", "mamba", "mamba2", "mamba3", "gated_deltanet", "attention")
@@ -208,7 +230,7 @@ def test_hundred_thousand_tokens(name, rng):
 
 def test_bfloat16_activations_keep_float32_states(rng):
     for name in MIXERS:
-        module, variables, x = start(name, {}, rng, 33)
+        module, variables, x = start(name, {}, rng, 65)
         apply = jax.jit(module.apply)
         y, state = apply(variables, x.astype(jnp.bfloat16))
         assert y.dtype == jnp.bfloat16
