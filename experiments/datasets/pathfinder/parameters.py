@@ -7,7 +7,7 @@ curv_contour_length_14, and draw no single paddles.
 The number of distractors: the wrapper divides 20, 22, 35 or 30 by the distractors' length once, when contours still
 have 6 paddles and distractors 2, and keeps it for contours of 14 and distractors of 4: 10, 11, 17 and 15, and not the
 5, 5, 8 and 7 that the docstrings read as. That the released 128 x 128 set has 35 * 2 / 4 of them was also reported of
-its images (google-research/long-range-arena issue 38); of the 32 x 32 set, whose docstring alone writes //, nothing is
+its images (a question to its authors, number 38); of the 32 x 32 set, whose docstring alone writes //, nothing is
 known.
 """
 
