@@ -243,8 +243,9 @@ for m in (5, 60):
 #
 # Mamba-3's own limit shows there too. Its record has tests at 128 and 256
 # bits, and the same weights that are right at 64 are mostly wrong at 128 and
-# guess at 256: half a circle was learned to a few thousandths. The paper's
-# models train with longer strings and come further.
+# guess at 256: what was learned is nearly right, and notebook 8 shows how
+# little is missing. The paper's models train with longer strings and come
+# further.
 
 # %%
 runs = {name: Workdir.opened(report.RESULTS / "parity" / f"{name}-demo").lines() for name in ("mamba3", "mamba2")}
@@ -312,4 +313,5 @@ assert not jnp.allclose(y_r, jnp.stack([pair(r, r) for r in range(R)], 2), rtol=
 # $$h_t = \text{decay}_t\; h_{t-1} + \text{previous}_t\; (B x)_{t-1} + \text{current}_t\; (B x)_t ,$$
 #
 # and the question who sets its coefficients: a measure, a fixed step,
-# training, the token.
+# training, the token. Two questions are left for the last notebooks: what such
+# a layer can count (8), and how far it remembers (9).
