@@ -5,7 +5,6 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from experiments import setup, tasks
 from tests.experiments.synthetic import batch, load, rows
@@ -183,7 +182,7 @@ def test_an_example_is_a_function_of_seed_step_and_row(name):
 def test_devices_share_a_batch():
     """Each makes its own rows, and they are those that one device makes."""
     task = load("parity", lengths=(24,))
-    _, split = setup.shardings(ConfigDict({"batch_size": 4, "eval_batch_size": 4}), jax.local_devices()[:2])
+    _, split = setup.shardings(jax.local_devices()[:2])
     origin = next(task.train_batches(4, 0, 0))
     placed = jax.device_put(origin, split)
     one, two = (jax.jit(lambda part: task.preprocess(part, jax.random.key(0), True))(x) for x in (origin, placed))
