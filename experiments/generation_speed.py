@@ -25,15 +25,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import commandline, records
-from experiments.memory import limit
+from experiments.memory import FULL, limit
 from kernels_pallas.benchmark import copy_bandwidth
 from kernels_pallas.records import append
 from ssm import generation, naming
 from ssm.language_model import LanguageModel, unstack_blocks
 from ssm.mixers import attention
 from ssm.models import DTYPES
-
-FULL = "RESOURCE_EXHAUSTED"  # how XLA's error begins where memory runs out
 
 
 def build(fields: Mapping[str, Any]) -> LanguageModel:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import jax
 
+FULL = "RESOURCE_EXHAUSTED"  # how XLA's error begins where memory runs out
+
 
 def limit(devices: int) -> int:
     """Bytes that a program may take on one of the devices; a CPU's, which are simulated, share the machine's."""
@@ -23,7 +25,7 @@ def fitting(
         compiled = step.lower(*arguments(count)).compile()
         needed = bytes_needed(compiled)
     except jax.errors.JaxRuntimeError as error:  # some compilers see for themselves that it does not fit
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if FULL not in str(error):
             raise
         one = bytes_needed(step.lower(*arguments(devices)).compile())
         needed = max(count // devices * one, limit + 1)
