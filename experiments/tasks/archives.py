@@ -61,7 +61,7 @@ def _of_folder(path, wanted):
 
 
 def _of_tar(path, wanted):
-    with tarfile.open(path, "r|*") as archive:
+    with tarfile.open(path) as archive:  # as a stream, "r|", a packed file that is cut in a header would end there
         for member in archive:
             name = pathlib.PurePosixPath(member.name)
             if member.isfile() and wanted(name):

@@ -66,11 +66,11 @@ def test_validation_is_cut_from_training_and_fixed(folder):
     np.testing.assert_array_equal(again.inputs, task.data["validation"].inputs)
 
 
-def test_a_truncated_archive_is_named(packed):
+def test_an_archive_cut_anywhere_cannot_be_read(packed):
     whole = packed.read_bytes()
-    for size in range(5, len(whole) // 2, 23):  # through a file, or through its header, which ends a tar early
+    for size in (*range(5, len(whole) // 2, 23), len(whole) - 200):  # through a file's bytes, or through its header
         packed.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=rf"^{packed}( cannot be read|: \d reviews in .*, expected 3)"):
+        with pytest.raises(ValueError, match=f"^{packed} cannot be read"):
             load(packed)
 
 
