@@ -31,16 +31,16 @@ class Member(NamedTuple):
         return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
-def at_once(members: Sequence[Member], jobs: int) -> int:
+def at_once(members: Sequence[Member], jobs: int) -> tuple[int, list[Member]]:
     """So many at a time, each in a process; a signal stops them all, and no more are started.
 
-    Returns 0, 1 where one failed, or the status of the signal. Raises ValueError before any starts where a config or a
-    folder is wrong.
+    Returns 0, 1 where one failed, or the status of the signal, and those that failed. Raises ValueError before any
+    starts where a config or a folder is wrong.
     """
     devices = max(commandline.parse(["train", *member.arguments], "").config.devices for member in members)
     for member in members:
         refuse_foreign(member.folder)
-    waiting, running, failed, told = list(members), {}, 0, 0
+    waiting, running, failed, told = list(members), {}, [], 0
     free, gpus, begun = list(range(jobs)), local_gpus(os.environ), time.monotonic()
     with train.stop_on_signals(0) as stop:
         try:
@@ -56,12 +56,13 @@ def at_once(members: Sequence[Member], jobs: int) -> int:
                     if process.poll() is not None:
                         del running[slot]
                         free.append(slot)
-                        failed += not report(member, process.returncode, bool(stop.signal))
+                        if not report(member, process.returncode, bool(stop.signal)):
+                            failed.append(member)
                 time.sleep(POLL_SECONDS)
         finally:  # of a second Ctrl-C
             terminate(running)
     print(f"{'stopped' if stop.signal else 'over'} after {clock_face(time.monotonic() - begun)}", flush=True)
-    return stop.status or int(failed > 0)
+    return stop.status or int(bool(failed)), failed
 
 
 def start(member: Member, environment: Mapping[str, str]) -> subprocess.Popen:

@@ -31,10 +31,10 @@ def main(argv: Sequence[str]) -> int:
     for name, config in arguments.configs.items():
         folder = pathlib.Path(arguments.workdir) / name
         members.append(Member(name, folder, [f"--config={config}", f"--workdir={folder}", *arguments.rest]))
-    status = jobs.at_once(members, arguments.jobs) if arguments.jobs > 1 else in_turn(members)
+    status, failed = jobs.at_once(members, arguments.jobs) if arguments.jobs > 1 else (in_turn(members), [])
     if status and arguments.jobs == 1 or status > 128:
         return status
-    done = [member for member in members if member.result()]
+    done = [member for member in members if member not in failed and member.result()]
     runs = [Workdir.opened(member.folder) for member in done]
     if done:
         print(report_tables.runs([record(run.read("result.json"), run.config) for run in runs]))
