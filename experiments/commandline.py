@@ -62,11 +62,13 @@ class Sweep(NamedTuple):
     configs: dict[str, str]  # of each run the folder in workdir, and FILE.py:PRESET
     workdir: str
     rest: list[str]  # flags for every run
+    jobs: int  # that train at once
 
 
 def parse(argv: Sequence[str], usage: str) -> Arguments:
     """Reads the command line. Raises ValueError with one line for anything that is wrong in it."""
-    values, overrides = _read(argv, usage)
+    values = flags.FlagValues()
+    overrides = _read(argv, usage, values)
     config = override(load_config(values.config), overrides)
     command = " ".join(["python -m experiments.train", *argv[1:]])
     return Arguments(config, values.workdir, values.allow_config_change, command)
@@ -78,7 +80,9 @@ def parse_sweep(argv: Sequence[str], usage: str) -> Sweep:
     A folder's __init__.py may name them, without .py: TABLE = ("parity", "arithmetic").
     Raises as `parse`, and where there is no sweep.
     """
-    values, overrides = _read(argv, usage)
+    values = flags.FlagValues()
+    flags.DEFINE_integer("jobs", 1, "runs that train at once", lower_bound=1, flag_values=values)
+    overrides = _read(argv, usage, values)
     name, colon, preset = values.config.partition(":")
     folder, configs = pathlib.Path(name), {}
     if folder.is_dir():
@@ -90,7 +94,7 @@ def parse_sweep(argv: Sequence[str], usage: str) -> Sweep:
     if not configs:
         raise ValueError(f"{name} has no sweep")
     allow = ["--allow_config_change"] if values.allow_config_change else []
-    return Sweep(configs, values.workdir, [*overrides, *allow])
+    return Sweep(configs, values.workdir, [*overrides, *allow], values.jobs)
 
 
 def _table(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -111,11 +115,11 @@ def _presets(config: str) -> list[str]:
     return presets
 
 
-def _read(argv: Sequence[str], usage: str) -> tuple[flags.FlagValues, list[str]]:
+def _read(argv: Sequence[str], usage: str, values: flags.FlagValues) -> list[str]:
+    """Reads the flags of all programs, and those that `values` has already, into it; returns the fields to set."""
     if {"-h", "--help"} & set(argv):
         print(usage)
         raise SystemExit(0)
-    values = flags.FlagValues()
     flags.DEFINE_string("config", None, "FILE.py or FILE.py:PRESET", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_boolean("allow_config_change", False, "continue a run that another config made", flag_values=values)
@@ -126,7 +130,7 @@ def _read(argv: Sequence[str], usage: str) -> tuple[flags.FlagValues, list[str]]
             raise ValueError(f"--{name} is missing; usage: --config=FILE.py:PRESET --workdir=DIR")
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; fields are set as --config.FIELD=VALUE")
-    return values, overrides
+    return overrides
 
 
 def load_config(name: str) -> ConfigDict:

@@ -14,6 +14,7 @@ from typing import Any
 
 # What may differ when a run is continued: it does not change the result, or by rounding alone.
 UNCHECKED = ("time_limit_minutes", "devices", "task.resident")
+LOG = "log.txt"  # what a run of a sweep printed
 
 
 def write(path: pathlib.Path, text: str) -> None:
@@ -135,7 +136,7 @@ def claim(path: str, config: Mapping, *, allow_config_change: bool = False) -> I
     (unless `allow_config_change`), or is in use.
     """
     folder = pathlib.Path(path).absolute()
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a")
@@ -155,9 +156,10 @@ def claim(path: str, config: Mapping, *, allow_config_change: bool = False) -> I
         yield run
 
 
-def _refuse_foreign(folder: pathlib.Path) -> None:
+def refuse_foreign(folder: pathlib.Path) -> None:
+    """Raises ValueError where the folder holds something that is no run's."""
     if not folder.is_dir() or (folder / "config.json").exists():
         return
-    strangers = [p.name for p in folder.iterdir() if not p.name.startswith((".lock", ".tmp-"))]
+    strangers = [p.name for p in folder.iterdir() if not p.name.startswith((".lock", ".tmp-", LOG))]
     if strangers:
         raise ValueError(f"--workdir={folder} is not a run's folder: it holds {strangers[0]} and no config.json")

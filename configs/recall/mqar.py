@@ -74,8 +74,8 @@ def get_config(preset: str = "") -> ConfigDict:
 
 
 def sweep(add: Callable[[str], None], preset: str = "") -> None:
-    """The figure's models and widths, at the preset's length."""
+    """The figure's models and widths, at the preset's length; the tiny model has one width."""
     _, size = choose(preset, model=("all",), size=SIZES)
     for model in MODELS:
-        for width in WIDTHS:
+        for width in WIDTHS[:1] if size == "smoke" else WIDTHS:
             add(f"{model},{size},{width}")

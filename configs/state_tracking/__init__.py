@@ -12,17 +12,17 @@ config.optimizer.learning_rate.
 
 SIZE fast is ours, so that one H200 makes the table of parity and both arithmetics, 15 cells, in half an hour:
 
-    python -m experiments.sweep --config=configs/state_tracking:fast --workdir=runs/state_tracking
+    python -m experiments.sweep --config=configs/state_tracking:fast --workdir=runs/state_tracking --jobs=4
 
 paper reads 39 10^9 tokens a cell (24 replicas, 40,000 steps of 256 strings padded to 160). fast has two learning rates
 and two seeds, 5,000 steps of 64 strings: 0.2 10^9; stages begin shorter, and what strings teach on the way is asked for
 at every place that has an answer (task.scored="every"), which is worth many strings; the test is the same.
 As XLA compiles it for Hopper, a layer of Mamba-3 moves 200 kB a token, forward and backward, and one of Gated DeltaNet
-260: three layers 25 and 32 GB a step, 8 and 11 ms at 3 TB/s of 4; 600 to 1,000 kernels take 2 ms more to start, and the
-2,900 of writing brackets token after token 7 ms. So a step of arithmetic takes up to 13 ms without brackets and 20 with
-them, of parity 5: 5 x 25 + 5 x 65 + 5 x 100 s, and 15 x 40 s to compile and test, are 26 minutes: reckoned, not
-measured. Activations stay in float32: rounded to bfloat16, half a circle is off by up to 0.006, which 256 bits can add
-up to a right angle.
+260: three layers 25 and 32 GB a step, 8 and 11 ms at 3 TB/s of 4; 600 to 900 kernels, of which strings with brackets
+are 160, take 2 ms more to start. So a step of arithmetic takes up to 13 ms, of parity 5: 5 x 25 + 10 x 65 s, and
+15 x 40 s to compile and test, are 23 minutes one by one. With --jobs=4 one run compiles while others step, which would
+leave 13 if taking turns on the GPU cost nothing: all reckoned, not measured. Activations stay in float32: rounded to
+bfloat16, half a circle is off by up to 0.006, which 256 bits can add up to a right angle.
 """
 
 from collections.abc import Mapping

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from experiments.tasks.synthetic import Example, Strings, SyntheticTask, check_modulus, check_scored, string
 
 PLUS, MINUS, TIMES, EQUALS, OPEN, CLOSE = 1, 2, 3, 4, 5, 6
-DIGIT, OPERATOR = 0, -1  # on the stack of what is to be written: 0 a digit, -1 an operator, -2 - t the token t
+UNROLL = 8  # turns of a loop that a GPU starts as few kernels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,77 +70,69 @@ class Options(Strings):
 
 
 def values_of_prefixes(digits: jax.Array, operators: jax.Array, modulus: int) -> jax.Array:
-    """What the expression is worth after each of its digits. operators: (l,), 0 where the token is the digit."""
+    """What the expression is worth after each of its digits. operators: (l,), 0 where the token is the digit.
 
-    def read(carry, token):
-        total, product = carry  # of the terms that are over, and of the present one, with its sign
-        digit, operator = token
-        starts = jnp.select([operator == PLUS, operator == MINUS], [1, -1], product)
-        total = jnp.where((operator == PLUS) | (operator == MINUS), total + product, total) % modulus
-        product = jnp.where(operator == 0, product * digit, starts) % modulus
-        return (total, product), (total + product) % modulus
+    A token maps (total, product), the terms that are over and the present one with its sign, to
+    (total + a product + b, c product + d): maps are chained by a parallel scan.
+    """
+    digit, ends = operators == 0, (operators == PLUS) | (operators == MINUS)
+    sign = jnp.where(operators == MINUS, -1, 1)
+    maps = jnp.where(ends, 1, 0), jnp.zeros_like(digits), jnp.select([digit, ends], [digits, 0], 1), sign * ends
 
-    _, values = jax.lax.scan(read, (jnp.int32(0), jnp.int32(1)), (digits, operators), unroll=16)
-    return values
+    def chain(first, then):
+        (a, b, c, d), (e, f, g, h) = first, then
+        return tuple(x % modulus for x in (a + e * c, b + e * d + f, g * c, g * d + h))
+
+    a, b, c, d = jax.lax.associative_scan(chain, maps)
+    return (a + b + c + d) % modulus  # from a total of 0 and a product of 1
 
 
 def bracketed(
     key: jax.Array, size: jax.Array, length: int, modulus: int, last_operator: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A random expression of `size` tokens in (length,), at each ")" the value of its bracket, and that of the whole.
+    """A random expression of size < length tokens in (length,), at each ")" the value of its bracket, and its own.
 
-    One stack holds what is still to be written; each turn takes one off it, writes one token, and puts on what must
-    follow. Two others hold, for each bracket that is open, its value so far and the operator that waits; a minus of
-    "-d" waits for its digit alone.
+    What is random about a position is drawn for that position, and how long L is for the "(". All positions look for
+    their parts at once, and all brackets for their values: a level of nesting, not a token, is a turn of a loop.
     """
+    digits, operators, splits = jax.random.randint(key, (length, 3), 0, 2**30).T
+    start, count = _parts(splits, size)
+    place, middle, split = jnp.arange(length) - start, start + _left(splits, start, count) + 1, count >= 5
+    minus = ((count == 2) & (place == 0)) | ((count == 4) & (place == 1))
+    kinds = [(count >= 3) & (place == 0), (count >= 3) & (place == count - 1), minus, split]
+    tokens = jnp.select(kinds, [OPEN, CLOSE, MINUS, PLUS + operators % last_operator], 7 + digits % modulus)
 
-    def write(carry, random):
-        todo, height, values, waiting, depth, negate = carry
-        item = todo[height - 1]
-        digit, operator, left = random % jnp.stack([jnp.int32(modulus), last_operator, jnp.maximum(item - 4, 1)])
-        token = _token(item, digit, PLUS + operator)
-        todo, later = _put(todo, height - 1, item, 1 + left)
+    def outwards(_, values):
+        right = jnp.roll(values, 1)
+        both = _apply(tokens[middle], values[middle - 1], right) % modulus
+        return jnp.where(tokens == CLOSE, jnp.where(split, both, right), values)
 
-        depth = depth + (token == OPEN)
-        values = jnp.where(token == OPEN, _set(values, depth, 0), values)
-        waits = jnp.where(token == OPEN, PLUS, jnp.where(item == OPERATOR, token, waiting[depth]))
-        waiting = _set(waiting, depth, waits)
-        inner = jnp.where(token == CLOSE, values[depth], jnp.where(negate, -digit, digit))
-        depth = depth - (token == CLOSE)
-        value = _apply(waiting[depth], values[depth], inner) % modulus
-        values = jnp.where(token >= CLOSE, _set(values, depth, value), values)
-        negate = (token == MINUS) & (item != OPERATOR)
-        after = todo, later, values, waiting, depth, negate
-        return jax.tree.map(lambda old, new: jnp.where(height == 0, old, new), carry, after), (token, inner % modulus)
-
-    start = jnp.zeros(length + 4, jnp.int32)
-    carry = start.at[0].set(size), jnp.int32(1), start, start.at[0].set(PLUS), jnp.int32(0), jnp.bool(False)
-    random = jax.random.randint(key, (length, 3), 0, 2**30)
-    (_, _, values, *_), (tokens, inner) = jax.lax.scan(write, carry, random)
-    return tokens, inner, values[0]
+    values = jnp.where((count == 2) | (count == 4), -digits, digits) % modulus
+    values = jax.lax.fori_loop(0, length // 4, outwards, values, unroll=UNROLL)
+    return tokens, values, values[size - 1]
 
 
-def _token(item, digit, operator):
-    """The token that a turn writes: an expression of `item` tokens begins with it."""
-    first = jnp.select([item == 1, item == 2], [7 + digit, MINUS], OPEN)
-    return jnp.select([item == DIGIT, item == OPERATOR, item < OPERATOR], [7 + digit, operator, -2 - item], first)
+def _parts(splits: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of each position where the smallest expression that writes it itself begins, and how many tokens it has.
+
+    (L o R) writes its brackets and o itself, an expression of less than five tokens all of its own.
+    """
+    position = jnp.arange(len(splits))
+
+    def inwards(_, part):
+        start, count = part
+        left, place = _left(splits, start, count), position - start
+        inner = (count >= 5) & (place > 0) & (place < count - 1)
+        kinds = [inner & (place <= left), inner & (place > left + 1)]
+        return start + jnp.select(kinds, [1, left + 2], 0), jnp.select(kinds, [left, count - 3 - left], count)
+
+    part = jnp.zeros_like(position), jnp.full_like(position, size)
+    return jax.lax.fori_loop(0, len(splits) // 4, inwards, part, unroll=UNROLL)
 
 
-def _put(todo, height, item, left):
-    """The stack with the rest of an expression of `item` tokens on it, the next one on top."""
-    close, minus = -2 - CLOSE, -2 - MINUS
-    split = jnp.stack([jnp.int32(close), item - 3 - left, jnp.int32(OPERATOR), left])
-    rests = jnp.array([[DIGIT, 0, 0, 0], [close, DIGIT, 0, 0], [close, DIGIT, minus, 0]], jnp.int32)
-    rest = jnp.where(item >= 5, split, rests[jnp.clip(item - 2, 0, 2)])
-    count = jnp.where(item >= 5, 4, jnp.clip(item - 1, 0, 3))
-    for i in range(4):
-        todo = jnp.where(i < count, _set(todo, height + i, rest[i]), todo)
-    return todo, height + count
-
-
-def _set(stack, place, value):
-    """A select, which fuses with its neighbours; a scatter is a kernel of its own on GPUs."""
-    return jnp.where(jnp.arange(len(stack)) == place, value, stack)
+def _left(splits: jax.Array, start: jax.Array, count: jax.Array) -> jax.Array:
+    """How many tokens L has in the (L o R) of `count` tokens that begins at `start`."""
+    return 1 + splits[start] % jnp.maximum(count - 4, 1)
 
 
 def _apply(operator, left, right):
