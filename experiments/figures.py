@@ -39,7 +39,7 @@ def lines(series: Mapping[str, tuple], *, legend: str | None = "best", columns: 
 
 
 def timed(form: Callable, arguments: Callable[[int], Sequence], lengths: Sequence[int]) -> np.ndarray:
-    """Milliseconds of the jitted form(*arguments(length)) for every length: the best of three medians, compiled before."""
+    """Milliseconds of the jitted form(*arguments(length)) at every length, once compiled: the best of three medians."""
     best = lambda run, given: min(milliseconds(run, *given) for _ in range(3))  # noqa: E731
     return np.array([best(jax.jit(form), arguments(int(length))) for length in lengths])
 

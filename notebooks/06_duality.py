@@ -239,7 +239,7 @@ assert jnp.allclose(jnp.concatenate([first, rest], 1), y)
 #   form bends up to slope 2, and beyond where its matrices no longer fit into
 #   the cache.
 # * Short sequences are best served by the quadratic form. Up to one chunk of
-#   64 tokens the chunked form *is* the quadratic one.
+#   64 tokens the chunked form is little else.
 # * Chunks beat the recurrence, though they do as many operations or more. On
 #   a processor as on a GPU, what a matrix product reads it uses many times,
 #   while the recurrence takes up the whole state, $P N = 8192$ numbers, to do

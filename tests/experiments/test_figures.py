@@ -38,7 +38,11 @@ def test_panels_stand_side_by_side(pyplot):
 
 def test_times_are_of_the_form_at_each_length():
     traced = []
-    form = lambda x: traced.append(x.shape) or jax.lax.fori_loop(0, x.size, lambda i, total: total + jnp.sin(i), 0.0)
+
+    def form(x):
+        traced.append(x.shape)
+        return jax.lax.fori_loop(0, x.size, lambda i, total: total + jnp.sin(i), 0.0)
+
     few, many = figures.timed(form, lambda length: [jnp.ones(length)], [100, 100_000])
     assert traced == [(100,), (100_000,)] and 10 * few < many < 1000
 
