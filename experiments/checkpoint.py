@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -56,7 +56,7 @@ def save(
     temporary = directory.resolve() / f"tmp-{step}"
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         checkpointer.save(temporary / "state", args=ocp.args.StandardSave(state))
-    body = json.dumps({"step": step, "leaves": _leaves(state), "files": _digests(temporary), "extra": extra})
+    body = json.dumps({"step": step, "leaves": leaves(state), "files": _digests(temporary), "extra": extra})
     with open(temporary / "manifest.json", "w") as file:
         file.write(f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n")
         file.flush()
@@ -74,12 +74,7 @@ def restore(directory: pathlib.Path, step: int, like: Any) -> tuple[Any, dict]:
     Raises Damaged when a file is not what was written; ValueError when the state has other leaves.
     """
     manifest = _verified_manifest(directory / str(step))
-    if manifest["leaves"] != (expected := _leaves(like)):
-        path = next(p for p in expected | manifest["leaves"] if expected.get(p) != manifest["leaves"].get(p))
-        raise ValueError(
-            f"checkpoint {directory / str(step)} does not fit this model: {path} is"
-            f" {manifest['leaves'].get(path, 'absent')} in it and {expected.get(path, 'absent')} here"
-        )
+    check_fit(directory / str(step), manifest["leaves"], leaves(like))
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         state = checkpointer.restore((directory / str(step) / "state").resolve(), args=ocp.args.StandardRestore(like))
     return state, manifest["extra"]
@@ -113,7 +108,18 @@ def set_aside(directory: pathlib.Path, newer_than: int) -> None:
             (directory / str(step)).rename(target)
 
 
-def _leaves(state: Any) -> dict[str, str]:
+def check_fit(file: pathlib.Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Raises ValueError naming a leaf that a checkpoint and the model do not have alike; see `leaves`."""
+    if there != here:
+        path = next(p for p in here | there if here.get(p) != there.get(p))
+        raise ValueError(
+            f"checkpoint {file} does not fit this model: {path} is"
+            f" {there.get(path, 'absent')} in it and {here.get(path, 'absent')} here"
+        )
+
+
+def leaves(state: Any) -> dict[str, str]:
+    """Path -> dtype and shape, as in {"params/D": "float32[64]"}."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in flat

@@ -43,7 +43,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     try:
         return main(sys.argv if argv is None else argv)
     except ValueError as error:
-        if not _raised_here(error):
+        if not raised_here(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -52,7 +52,8 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         return 1
 
 
-def _raised_here(error: ValueError) -> bool:
+def raised_here(error: ValueError) -> bool:
+    """Whether our own code raised it: then it is wrong input, not a bug."""
     file = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     return any(file.is_relative_to(folder) for folder in OURS)
 

@@ -1,6 +1,7 @@
-"""Evaluates the checkpoint behind a run's figure, or the newest one of a run that is not finished.
+"""Evaluates the checkpoint behind the figure of a run or a record, or the newest one of a run that is not finished.
 
     python -m experiments.evaluate runs/smnist --split test
+    python -m experiments.evaluate experiments/results/parity/mamba3-demo
 
 Of a run with replicas it is the best one's. --config.FIELD=VALUE sets a field of the run's config anew: with
 --config.task.rate=8000 and --config.model.mixers.s4d.step_scale=2 a model of waveforms at 16 kHz is tried on every
@@ -14,21 +15,21 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from experiments import commandline, records, setup, steps
+from experiments import commandline, records, steps, trained
 from experiments.workdir import Workdir
 from ssm import naming
 
 
 def evaluate(run: Workdir, split: str) -> dict:
-    """{"step", "<split>/loss", "<split>/<metric>"} of the run's checkpoint."""
-    ready, step, state = setup.restore(run)
+    """{"step", "<split>/loss", "<split>/<metric>"} of the run's or record's checkpoint."""
+    ready, step, variables = trained.restore(run)
     if split not in ready.task.splits:
         raise naming.unknown("split", split, ready.task.splits)
     program, size = ready.program, run.config["eval_batch_size"]
     figures = steps.evaluate_split(
-        program.eval_step, state, split, task=ready.task, batch_size=size, place=program.place
+        program.eval_step, **variables, split=split, task=ready.task, batch_size=size, place=program.place
     )
-    return program.line(step, {f"{split}/": figures}, state.health)
+    return program.line(step, {f"{split}/": figures}, steps.Health.sound())
 
 
 def main(argv: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
     python -m experiments.generate --checkpoint DIR --prompt "Once upon a time"
 
 DIR is the folder of a published checkpoint, or ORG/NAME on the Hugging Face hub (see `ssm.pretrained`), read and
-written by any tokenizer.json; or the workdir of a run of a language model of bytes, which needs none.
+written by any tokenizer.json; or the folder of a run, or of its record, of a language model of bytes: it needs none.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import commandline, setup
+from experiments import commandline, trained
 from experiments.workdir import Workdir
 from ssm import generation, pretrained
 from ssm.language_model import LanguageModel
@@ -83,7 +83,7 @@ class Loaded(NamedTuple):
 
 
 def load(name: str, tokenizer: pathlib.Path | None = None) -> Loaded:
-    """A published checkpoint, or that of a run whose workdir is `name`. Raises ValueError for anything else."""
+    """A published checkpoint, or that of a run or record, by its folder. Raises ValueError for anything else."""
     folder = pretrained.locate(name)
     if "task" in files.read_json(folder / "config.json"):
         return _of_run(folder, tokenizer)
@@ -99,8 +99,7 @@ def _of_run(folder: pathlib.Path, tokenizer: pathlib.Path | None) -> Loaded:
         raise ValueError(f"{folder} is a run on bytes, which need no tokenizer; leave --tokenizer out")
     if run.config["task"]["name"] != "language_model":
         raise ValueError(f"{folder} is a run of task {run.config['task']['name']}, whose model writes no text")
-    ready, _, state = setup.restore(run)
-    return Loaded(ready.model, {"params": state.params}, Bytes(), ())
+    return Loaded(*trained.load(folder), Bytes(), ())
 
 
 def stream(loaded: Loaded, prompt: Sequence[int], **options: Any) -> Iterator[tuple[int, str]]:

@@ -5,7 +5,7 @@ python -m experiments.report state_tracking       of a group of tasks; or a conf
     --write [FOLDER]                              writes it, with its figures, to FOLDER or experiments/results
     --html FILE                                   writes it as one page, figures and all
 python -m experiments.report --readme             makes the README's tables again
-python -m experiments.report --add runs/smnist    takes finished runs into experiments/results
+python -m experiments.report --add runs/smnist    takes finished runs into experiments/results, small models too
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from experiments import commandline, report_cells, report_page, report_sections, workdir
+from experiments import commandline, report_cells, report_page, report_sections, trained, workdir
 from experiments.records import ROOT
 from experiments.report_cells import CONFIGS, RESULTS, Cell
 
@@ -23,10 +23,11 @@ README = ROOT / "README.md"
 TRAIN_LINES = 200  # of metrics.jsonl, that a record keeps
 
 
-def add(run: workdir.Workdir, results: pathlib.Path) -> pathlib.Path:
-    """Copies result.json, config.json and a thinned metrics.jsonl; returns the record's folder.
+def add(run: workdir.Workdir, results: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """Copies result.json, config.json, a thinned metrics.jsonl and what `trained` restores the model from.
 
-    Raises ValueError where that holds the record of another config.
+    Returns the record's folder, and why it has no model, or "". Raises ValueError where the folder holds the record of
+    another config.
     """
     result = finished(run)
     folder = results / result["task"] / f"{result['model'].replace(' ', '+')}-{result['preset']}"
@@ -34,11 +35,27 @@ def add(run: workdir.Workdir, results: pathlib.Path) -> pathlib.Path:
         raise ValueError(
             f"{folder} is of another config: {workdir.first(changes)}. Remove it, or train with --config.preset=NAME"
         )
+    model, lack = small_model(run, result)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / trained.FILE).unlink(missing_ok=True)
     workdir.write(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in thin(run.lines())))
     for name, value in (("config", run.config), ("result", result)):
         workdir.write(folder / f"{name}.json", json.dumps(value, indent=2) + "\n")
-    return folder
+    if model:
+        trained.write(folder / trained.FILE, model)
+    return folder, lack
+
+
+def small_model(run: workdir.Workdir, result: dict) -> tuple[trained.Restored | None, str]:
+    """The model behind the figure, or None and why there is none to keep."""
+    if (count := result["parameters"]) > trained.PARAMETERS:
+        return None, f"its {count:,} parameters are more than {trained.PARAMETERS:,}"
+    try:
+        return trained.restore(run), ""
+    except ValueError as error:
+        if not commandline.raised_here(error):
+            raise
+        return None, str(error)
 
 
 def finished(run: workdir.Workdir) -> dict:
@@ -66,7 +83,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--add", type=pathlib.Path, nargs="+", metavar="WORKDIR", default=[])
     arguments = parser.parse_args(argv[1:])
     for path in arguments.add:
-        print(f"added {add(workdir.Workdir.opened(path), RESULTS)}")
+        folder, lack = add(workdir.Workdir.opened(path), RESULTS)
+        print(f"added {folder}" + (f"; its checkpoint is not kept: {lack}" if lack else ""))
     cells = report_cells.cells(CONFIGS, RESULTS)
     if arguments.readme:
         table = partial(report_sections.table, cells)

@@ -9,17 +9,25 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from experiments import checkpoint, optimizer, replicas, steps, tasks
+from experiments import optimizer, replicas, steps, tasks
 from experiments.program import Program, Recipe, single
 from experiments.tasks import resident
 from experiments.tasks.base import Task
-from experiments.workdir import Workdir
 from ssm import naming
 
 FIELDS = (
     *("preset", "seed", "task", "model", "published", "optimizer", "devices", "time_limit_minutes"),
     *("batch_size", "eval_batch_size", "log_every_steps", "keep_checkpoints"),
 )
+
+
+class Ends(NamedTuple):
+    """What a task tells the model: fields of `Task`."""
+
+    kind: str
+    encoder: str
+    input_size: int
+    classes: int
 
 
 class Setup(NamedTuple):
@@ -104,29 +112,7 @@ def _recipe(
     return Recipe(placed, config.batch_size, new_state, train_step, eval_step, like)
 
 
-def restore(run: Workdir) -> tuple[Setup, int, steps.TrainState]:
-    """A run made ready, and the checkpoint behind its figure, or the newest of a run that is not finished.
-
-    Of replicas it is the best one as an ordinary run, by the last line that its checkpoint has seen.
-    Raises ValueError where there is no checkpoint, or the config cannot be run here.
-    """
-    config = ConfigDict(run.config)
-    ready = prepare(config)
-    if result := run.read("result.json"):
-        step, (state, _) = result["step"], checkpoint.restore(run.checkpoints, result["step"], ready.program.like)
-    elif restored := checkpoint.restore_latest(run.checkpoints, ready.program.like):
-        step, state = restored.step, restored.state
-    else:
-        raise ValueError(f"{run.path} has no checkpoint yet")
-    if not ready.members:
-        return ready, step, state
-    best = next((line["replica"] for line in reversed(run.lines()) if line["step"] <= step and "replica" in line), 0)
-    alone = prepare(replicas.alone(config, ready.members.rates[best], ready.members.seeds[best]))
-    places = jax.tree.map(lambda like: like.sharding, alone.program.like)
-    return alone, step, jax.device_put(replicas.take(state, best), places)
-
-
-def build_model(options: Mapping[str, Any], task: Task) -> nn.Module:
+def build_model(options: Mapping[str, Any], task: Task | Ends) -> nn.Module:
     """The model of `config.model`, with the ends that the task needs."""
     from ssm import language_model, models, two_towers
 

@@ -23,6 +23,10 @@ class Health(NamedTuple):
     step: jax.Array  # int32
     bad: jax.Array  # bool, one entry for each of `watched_names`
 
+    @classmethod
+    def sound(cls, count: int = 0) -> "Health":
+        return cls(jnp.full((), -1, jnp.int32), jnp.zeros((count,), bool))
+
 
 class TrainState(NamedTuple):
     """All that a run needs to go on. Random numbers and data follow from (seed, step)."""
@@ -77,8 +81,8 @@ def new_state(optimizer: optax.GradientTransformation, params: Tree, batch_stats
     """The state before the first step."""
     opt_state = optimizer.init(params)
     count = len(jax.tree.leaves(watch(params, params, batch_stats, opt_state, 0.0)))
-    health = Health(jnp.full((), -1, jnp.int32), jnp.zeros((count,), bool))
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, Sums.zero(), health)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, batch_stats, opt_state, Sums.zero(), Health.sound(count))
 
 
 def train_step(
@@ -144,12 +148,12 @@ def _in_pieces(model: nn.Module, variables: Tree, task: Task, batch: Batch, piec
 
 
 def evaluate_split(
-    step: Callable, state: TrainState, split: str, *, task: Task, batch_size: int, place: Callable
+    step: Callable, params: Tree, batch_stats: Tree, split: str, *, task: Task, batch_size: int, place: Callable
 ) -> dict[str, Any]:
     """{"loss", metric} of a split, every example counted once; place: a batch, to the devices."""
     root = jax.random.key(0)
     sums = [
-        step(state.params, state.batch_stats, place(batch), jax.random.fold_in(root, i))
+        step(params, batch_stats, place(batch), jax.random.fold_in(root, i))
         for i, batch in enumerate(task.eval_batches(split, batch_size))
     ]
     return metrics.means(sums, task.metric, task.classes)

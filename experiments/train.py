@@ -131,7 +131,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
             if evaluating:
                 with chrono.pause():
                     line = steps.evaluate(
-                        functools.partial(read, state),
+                        functools.partial(read, state.params, state.batch_stats),
                         functools.partial(program.line, step, health=state.health),
                         task,
                         best=figure,

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from configs.state_tracking import parity
-from experiments import commandline, evaluate, memory, plots, replicas, setup, steps, tasks
+from experiments import commandline, evaluate, memory, plots, replicas, report, setup, steps, tasks, trained
+from experiments.workdir import Workdir
 from tests.experiments import tiny
 from tests.experiments.test_kill import bits, outcome
 from tests.experiments.test_train import lines, validated_task
@@ -97,9 +98,16 @@ def test_a_run_stopped_after_a_step(run, tmp_path, monkeypatch, capsys):
 
     capsys.readouterr()
     assert commandline.run(evaluate.main, ["evaluate", str(tmp_path / "whole"), "--split=test_far"]) == 0
-    figures = dict(zip(*[iter(capsys.readouterr().out.splitlines()[0].split())] * 2, strict=True))
+    out = capsys.readouterr().out
+    figures = dict(zip(*[iter(out.splitlines()[0].split())] * 2, strict=True))
     assert float(figures["test_far/accuracy"]) == result["further"]["test_far"]
     assert float(figures["test_far/loss"]) == pytest.approx(last["test_far/loss"], rel=1e-5)
+
+    folder, lack = report.add(Workdir.opened(tmp_path / "whole"), tmp_path / "results")
+    assert not lack and commandline.run(evaluate.main, ["evaluate", str(folder), "--split=test_far"]) == 0
+    assert capsys.readouterr().out == out
+    kernel = trained.load(folder)[1]["params"]["decoder"]["kernel"]
+    assert [bool((kernel == each).all()) for each in state["params"]["decoder"]["kernel"]].index(True) == best
 
     monkeypatch.setattr(memory, "limit", lambda devices: 10_000)
     assert run(tmp_path / "large", *SIX) == 2

@@ -1,6 +1,13 @@
 import json
+import shutil
 
-from experiments import commandline, records, report
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from experiments import commandline, evaluate, records, report, tasks, trained
+from tests.experiments.test_kill import outcome
 
 
 def test_a_finished_run_becomes_a_record_and_a_row(run, tmp_path, monkeypatch, capsys):
@@ -37,6 +44,96 @@ def test_a_finished_run_becomes_a_record_and_a_row(run, tmp_path, monkeypatch, c
 
     assert commandline.run(report.main, ["report", "smnits"]) == 2
     assert "unknown report 'smnits'; did you mean 'smnist'?" in capsys.readouterr().err
+
+
+@pytest.fixture
+def record(run, tmp_path, monkeypatch, capsys):
+    """That of a run of three steps, whose folder is beside it."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    assert run(tmp_path / "run", "train_steps=3") == 0
+    assert commandline.run(report.main, ["report", "--add", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    return tmp_path / "results" / "smnist" / "tiny-smoke"
+
+
+def test_a_record_gives_its_figure_again(record, tmp_path, capsys):
+    """From its own file, alone, to the last digit of loss and accuracy."""
+    printed = []
+    for folder in (tmp_path / "run", record):
+        assert commandline.run(evaluate.main, ["evaluate", str(folder)]) == 0
+        printed.append(capsys.readouterr().out)
+        figures = evaluate.evaluate(evaluate.Workdir.opened(folder), "test")
+        line = json.loads((record / "metrics.jsonl").read_text().splitlines()[-1])
+        assert figures == {name: line[name] for name in ("step", "test/loss", "test/accuracy")}
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    result = json.loads((record / "result.json").read_text())
+    assert printed[0] == printed[1] and printed[1].endswith(f"recorded: {records.sentence(result)}\n")
+    assert f"step 3  test/loss {line['test/loss']:.6g}  test/accuracy {result['value']:.6g}\n" in printed[1]
+    assert commandline.run(evaluate.main, ["evaluate", str(record), "--config.eval_batch_size=20"]) == 0
+    assert f"test/accuracy {result['value']:.6g}\n" in capsys.readouterr().out
+
+
+def test_the_file_of_a_record(record, tmp_path, monkeypatch):
+    """Parameters and batch statistics in their dtypes and no more; the model is made of it without the task's data."""
+    _, state = outcome(tmp_path / "run", 3)
+    flat, _ = jax.tree_util.tree_flatten_with_path({name: state[name] for name in ("params", "batch_stats")})
+    expected = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in flat}
+    found = safetensors.numpy.load_file(record / trained.FILE)
+    assert {name: x.dtype for name, x in found.items()} == {name: x.dtype for name, x in expected.items()}
+    assert found["batch_stats/count"] == 3 and found["batch_stats/count"].dtype == np.int32
+    for name, x in expected.items():
+        np.testing.assert_array_equal(found[name], x)
+
+    images = np.random.default_rng(1).integers(0, 256, (2, 28, 28, 1), np.uint8)
+    of_run, of_record = tmp_path / "run", record
+    logits = [model.apply(variables, images) for model, variables in map(trained.load, (of_run, of_record))]
+    np.testing.assert_array_equal(*logits)
+    monkeypatch.setattr(tasks, "load", None)
+    model, variables = trained.load(str(record))
+    np.testing.assert_array_equal(model.apply(variables, images), logits[0])
+
+
+def test_records_without_a_checkpoint_that_can_be_used(record, capsys):
+    def refused(*fields: str) -> str:
+        assert commandline.run(evaluate.main, ["evaluate", str(record), *fields]) == 2
+        out, err = capsys.readouterr()
+        assert not out and err.startswith("error: ") and err.count("\n") == 1
+        return err
+
+    file = record / trained.FILE
+    whole = file.read_bytes()
+    unfit = refused("--config.model.width=5")
+    assert f"{file} does not fit this model: batch_stats/BatchNorm_0/mean is float32[4] in it and float32[5] h" in unfit
+    for size in (0, 5, 60, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        assert f"{file} is damaged: " in refused()
+    safetensors.numpy.save_file({"x": np.zeros(3)}, file)
+    assert f"{file} is not of a record: its metadata have no 'kind'" in refused()
+    file.unlink()
+    assert f"{record} has no checkpoint: neither a run's checkpoints/ nor a record's {trained.FILE}" in refused()
+    file.write_bytes(whole)
+    (record / "result.json").unlink()
+    assert "no result.json, which says of which step it is" in refused()
+
+
+def test_checkpoints_that_are_not_kept(record, tmp_path, monkeypatch, capsys):
+    """That of an earlier record goes with it."""
+
+    def add() -> str:
+        (record / trained.FILE).touch()
+        assert commandline.run(report.main, ["report", "--add", str(tmp_path / "run")]) == 0
+        assert not (record / trained.FILE).exists()
+        (line,) = capsys.readouterr().out.splitlines()
+        return line.removeprefix(f"added {record}; its checkpoint is not kept: ")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trained, "PARAMETERS", 3197)
+        assert add() == "its 3,198 parameters are more than 3,197"
+        patch.setattr(trained, "PARAMETERS", 3198)
+        assert commandline.run(report.main, ["report", "--add", str(tmp_path / "run")]) == 0
+        assert (record / trained.FILE).stat().st_size < 16_000 and "not kept" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert add().startswith(f"{tmp_path / 'run'} has no checkpoint: ")
 
 
 def test_gpu_seconds_count_devices():
