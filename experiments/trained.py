@@ -105,7 +105,7 @@ def write(path: pathlib.Path, restored: Restored) -> None:
     tensors = traverse_util.flatten_dict(jax.tree.map(np.asarray, restored.variables), sep="/")
     ends = {name: str(getattr(restored.setup.task, name)) for name in setup.Ends._fields}
     temporary = path.with_name(f".tmp-{path.name}")
-    safetensors.numpy.save_file(tensors, temporary, ends)
+    temporary.write_bytes(safetensors.numpy.save(tensors, ends))
     os.replace(temporary, path)
 
 
