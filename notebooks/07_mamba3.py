@@ -35,10 +35,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import plots, report
+from experiments import plots, report, trained
 from experiments.figures import knob, lines, matrix, plane, show
 from experiments.workdir import Workdir
 from ssm.mixers import mamba2, mamba3
+from ssm.norms import rms_norm
 from ssm.recurrence import linear_recurrence
 
 jax.config.update("jax_enable_x64", True)
@@ -258,6 +259,65 @@ show(lines(curves, xlabel="step", ylabel="scaled accuracy (%)", legend="center r
 tested = {name: run[-1]["test/scaled_accuracy"] for name, run in runs.items()}
 print("on strings of 64 bits:", {name: f"{value:.1f} %" for name, value in tested.items()})
 assert tested["mamba3"] > 99 and abs(tested["mamba2"]) < 5
+
+# %% [markdown]
+# ## The finger of the trained model
+#
+# The record keeps its weights. Has training found the construction from
+# above, half a circle at each 1, or something else that happens to work? The
+# layer has four heads, whose planes share four $\theta$; with the heads' own
+# $\Delta$ these are sixteen angles $\Delta_t \theta_t$ for a 0 and sixteen
+# for a 1. They can be read off without running anything: there are only two
+# letters, and all that the layer knows of a letter is its row of the
+# embedding, normed, times the columns of `in_proj` for $\Delta$ and $\theta$.
+#
+# On the left are all of them. At a 0 no plane turns. At a 1 one whole plane
+# of three heads does, by about half a circle or more, and of one angle the
+# value is half a circle nearly to the digit: head 1, third plane, $1.0085\,
+# \pi$. At a 0 the same plane turns by $0.0037\,\pi$.
+#
+# On the right is the state in that plane, as (2) has it, in the two hundred
+# strings of 64 bits that it has never seen. It has $P$ rows, a complex number
+# each; shown is the sum of them along the direction in which the two parities
+# differ most. There they are, the two places, for every string and every
+# moment from the ninth bit on. They are not points, and not at $+1$ and $-1$:
+# the trained layer lets the state fade, by two percent at a 0 and by five at
+# a 1, and writes at every token, which the construction did only at the
+# first. So each place is a cloud that old and new tokens make together.
+#
+# Is it what the model uses? Stop the plane by setting its column for
+# $\theta$ to zero, which leaves all other weights alone, and the model
+# guesses. Stop each of the others, and see in the line printed how little, or
+# how much, it minds.
+
+# %%
+model, variables = trained.load(report.RESULTS / "parity" / "mamba3-demo")
+params, block = variables["params"], variables["params"]["block_0"]
+layer, weights = mamba3.Mamba3(model.width, **model.mixers["mamba3"]), block["mixer"]
+letters = rms_norm(params["embedding"]["embedding"], block["norm"]["scale"], eps=model.norm_eps)[1:]  # of 0 and of 1
+_, dt_, _, _, theta = np.split(np.asarray(letters @ weights["in_proj"]["kernel"]), [-16, -12, -8, -4], 1)
+turns = np.asarray(jax.nn.softplus(dt_ + weights["dt_bias"])[:, :, None] * theta[:, None])  # bit, head, plane
+
+strings = rng.integers(0, 2, (200, 64))
+odds, inputs = np.cumsum(strings, 1) % 2, letters[strings.T]
+advance = lambda state, x: 2 * (layer.apply({"params": weights}, x, state, method="step")[1],)
+states = jax.jit(lambda x: jax.lax.scan(advance, layer.initial_state(200), x)[1])(inputs)
+first = (states.h_bhpn[..., 4] + 1j * states.h_bhpn[..., 5])[:, :, 0]  # of the third plane, before its turns
+h = np.swapaxes(first * np.exp(-1j * states.angle_bhs[:, :, 0, 2])[..., None], 0, 1)[:, 8:]
+even, odd = (h[:100][odds[:100, 8:] == parity].mean(0) for parity in (0, 1))
+place = (h - (even + odd) / 2) @ ((even - odd) / np.linalg.norm(even - odd)).conj()
+angles = {f"at a {bit}": (np.arange(1, 17), turns[bit].ravel() / np.pi, "o") for bit in (0, 1)}
+left = lines(angles, title=r"angles, in $\pi$", xlabel="plane 1 to 4 of head 1, 2, 3, 4", legend="center")
+clouds = {name: place[odds[:, 8:] == parity] for parity, name in enumerate(("even", "odd"))}
+show(left, plane(clouds, ".", circle=False, title="states of the third plane of head 1"), width=11)
+
+kernel = lambda s: {"in_proj": {"kernel": weights["in_proj"]["kernel"].at[:, s - 4].set(0)}}
+changed = lambda s: {"params": params | {"block_0": block | {"mixer": weights | kernel(s)}}}
+right = [float(np.mean(model.apply(changed(s), 1 + strings)[0].argmax(-1) == 1 + odds)) for s in range(4)]
+by_place = np.mean((place[100:].real < 0) == odds[100:, 8:])
+print(f"parity by the place: {by_place:.1%}; right, with plane 1 to 4 stopped: {[f'{each:.0%}' for each in right]}")
+assert abs(turns[1, 0, 2] / np.pi - 1) < 0.02 and np.abs(turns[0]).max() < 0.1 * np.pi
+assert by_place > 0.9 and right[2] < 0.65
 
 # %% [markdown]
 # ## Several lanes for one state
