@@ -39,9 +39,8 @@ def lines(series: Mapping[str, tuple], *, legend: str | None = "best", columns: 
 
 
 def timed(form: Callable, arguments: Callable[[int], Sequence], lengths: Sequence[int]) -> np.ndarray:
-    """Milliseconds of the jitted form(*arguments(length)) at every length, once compiled: the best of three medians."""
-    best = lambda run, given: min(milliseconds(run, *given) for _ in range(3))  # noqa: E731
-    return np.array([best(jax.jit(form), arguments(int(length))) for length in lengths])
+    """Milliseconds of the jitted form(*arguments(length)) at every length, once compiled: the median of several."""
+    return np.array([milliseconds(jax.jit(form), *arguments(int(length))) for length in lengths])
 
 
 def plane(points: Mapping[str, Any], looks: str = "o", *, circle: bool = True, **properties) -> Panel:
