@@ -8,9 +8,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments import plots
+from kernels_pallas.benchmark import milliseconds
 
 Panel = Callable[[Any], None]
 WIDTH = 10.0  # inches
@@ -34,6 +36,11 @@ def lines(series: Mapping[str, tuple], *, legend: str | None = "best", columns: 
             axes.legend(loc=legend, ncols=columns)
 
     return draw
+
+
+def timed(form: Callable, arguments: Callable[[int], Sequence], lengths: Sequence[int]) -> np.ndarray:
+    """Milliseconds of the jitted form(*arguments(length)) at every length, once compiled: the median of several."""
+    return np.array([milliseconds(jax.jit(form), *arguments(int(length))) for length in lengths])
 
 
 def plane(points: Mapping[str, Any], looks: str = "o", *, circle: bool = True, **properties) -> Panel:

@@ -90,12 +90,12 @@ assert not jnp.allclose(one_step["forward_euler"], thousand_steps["forward_euler
 # $|\text{decay}| < 1$ there. Everything depends on the product $z = \Delta a$
 # alone:
 #
-# | rule | decay | chosen by |
-# |---|---|---|
-# | `zoh`, `exponential_euler`, `exponential_trapezoidal` | $e^z$ | S4D, S5; Mamba; Mamba-3 |
-# | `bilinear` | $(1 + z/2) / (1 - z/2)$ | S4 |
-# | `forward_euler` | $1 + z$ | HiPPO |
-# | `backward_euler` | $1 / (1 - z)$ | HiPPO |
+# | rule | decay |
+# |---|---|
+# | `zoh`, `exponential_euler`, `exponential_trapezoidal` | $e^z$ |
+# | `bilinear` | $(1 + z/2) / (1 - z/2)$ |
+# | `forward_euler` | $1 + z$ |
+# | `backward_euler` | $1 / (1 - z)$ |
 #
 # The last three are approximations of $e^z$ by quotients of polynomials:
 # `forward_euler` asks for the slope at the start of the step,
@@ -284,6 +284,59 @@ for rule in RULES:
 # right. `bilinear` has nearly the right modulus, and turns by $0.50$ a step
 # in place of $0.51$: two hundredths too slowly, one swing in fifty.
 #
+# ## What each model chose, and one layer under all of them
+#
+# | model | rule |
+# |---|---|
+# | HiPPO | `generalized_bilinear`, with $w = 0$ and $1$ the two Euler rules |
+# | LSSL, S4, Liquid-S4 | `bilinear` |
+# | DSS, S4D, S5 | `zoh` |
+# | LRU | `dirac` |
+# | Mamba, Mamba-2 | `exponential_euler` |
+# | Mamba-3 | `exponential_trapezoidal` |
+#
+# The reasons were seldom the ones of this notebook. S4's algebra (notebook 3)
+# needs a rule that is a quotient of polynomials in $A$. Once $A$ is diagonal,
+# the exact hold costs nothing. Mamba computes a gain for every token, channel
+# and state, and takes the cheapest one.
+#
+# As a rule is nothing but three coefficients, one layer can be run under all
+# eight. Here it is S4D with sixteen pairs of states, $\Delta = 0.02$, whose
+# true output is had from the same signal sampled sixty-four times as finely.
+# The fastest states have $z = -0.01 + 0.94 i$, and under `forward_euler`
+# these grow by a third with each token: no layer can start there. `zoh` and
+# `bilinear` miss the truth by four or five percent, `backward_euler` and
+# `exponential_euler` by a fifth, and `exponential_trapezoidal`, which is of
+# order 2, by one percent. `generalized_bilinear` with its usual $w = 1/2$ is
+# `bilinear`. And `dirac` is `exponential_euler` without the factor $\Delta$:
+# fifty times as large, and otherwise the same curve. A model that learns $C$
+# does not notice.
+#
+# The errors are not alike. That of `exponential_euler` is as smooth as the
+# signal, a little of the input that is added or left out everywhere, and
+# training may mend it. That of `backward_euler` is rough: states that should
+# ring have gone silent.
+
+# %%
+dt, rng, A = 0.02, np.random.default_rng(0), -0.5 + 1j * jnp.pi * jnp.arange(16)[None]
+C = jnp.asarray(rng.normal(size=(2, 1, 16)))
+heard = lambda t: jnp.asarray(np.sin(2 * t + np.sin(0.7 * t)) + 0.5 * np.sin(5.1 * t))[None, :, None]
+system = lambda rule, dt: s4d.discrete(A, jnp.ones_like(A), C[0] + 1j * C[1], jnp.zeros(1), jnp.array([dt]), rule=rule)
+fine = s4d.parallel(heard(np.arange(1, 512 * 64 + 1) * dt / 64), system("zoh", dt / 64))[0][0, 63::64, 0]
+t, y = np.arange(1, 513) * dt, {}
+for rule in RULES:
+    y[rule], by_loop = (form(heard(t), system(rule, dt))[0][0, :, 0] for form in (s4d.parallel, s4d.recurrent))
+    assert jnp.linalg.norm(y[rule] - by_loop) < 1e-9 * jnp.linalg.norm(by_loop)
+missed = {rule: float(jnp.linalg.norm(each - fine) / jnp.linalg.norm(fine)) for rule, each in y.items()}
+hidden = "forward_euler", "dirac", "generalized_bilinear"
+curves = {rule: (t, each - fine) for rule, each in y.items() if rule not in hidden}
+show(lines(curves, legend="outside", xlabel="time", ylabel="error of $y$"), width=12, height=3.5)
+
+print("relative errors:", {rule: f"{each:.2g}" for rule, each in missed.items()})
+assert jnp.allclose(dt * y["dirac"], y["exponential_euler"]) and missed["forward_euler"] > 1e6
+assert 2 * missed["exponential_trapezoidal"] < missed["zoh"] < missed["bilinear"] < 0.1 < missed["backward_euler"]
+
+# %% [markdown]
 # ## The step is a clock
 #
 # $\Delta$ and $A$ enter as a product, but they mean different things. $A$
@@ -298,14 +351,13 @@ for rule in RULES:
 # does to the halved signal what it did to the whole. That is how S5 is tested
 # on speech at 8 kHz after training at 16 kHz. A model in discrete time
 # without $\Delta$ cannot do it, and hears everything an octave too high.
-# Below, an S4D layer with sixteen pairs of states listens to a signal, to
+# Below, the same S4D layer listens to the same signal, to
 # every second sample of it with $2\Delta$, and to every second sample with
 # $\Delta$ as it was.
 
 # %%
-dt, t, rng = 0.02, np.arange(2048) * 0.02, np.random.default_rng(0)
-u = jnp.asarray(np.sin(2 * t + np.sin(0.7 * t)) + 0.5 * np.sin(5.1 * t))[None, :, None]
-A, C = -0.5 + 1j * jnp.pi * jnp.arange(16)[None], jnp.asarray(rng.normal(size=(2, 1, 16)))
+t = np.arange(2048) * dt
+u = heard(t)
 rates = {"whole signal": (dt, u), r"half, $2\Delta$": (2 * dt, u[:, 1::2]), r"half, $\Delta$": (dt, u[:, 1::2])}
 y = {}
 for name, (step, signal) in rates.items():

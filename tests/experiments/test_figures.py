@@ -3,6 +3,8 @@
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
@@ -32,6 +34,17 @@ def test_panels_stand_side_by_side(pyplot):
     circle, points = right.lines
     assert np.allclose(np.hypot(*circle.get_data()), 1) and list(points.get_ydata()) == [0, 1, 2]
     assert right.get_legend() is None and right.get_aspect() == 1
+
+
+def test_times_are_of_the_form_at_each_length():
+    traced = []
+
+    def form(x):
+        traced.append(x.shape)
+        return jax.lax.fori_loop(0, x.size, lambda i, total: total + jnp.sin(i), 0.0)
+
+    few, many = figures.timed(form, lambda length: [jnp.ones(length)], [100, 100_000])
+    assert traced == [(100,), (100_000,)] and 10 * few < many < 1000
 
 
 @pytest.mark.parametrize("why", ["CI", "no ipywidgets"])
