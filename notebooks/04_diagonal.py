@@ -32,11 +32,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.figures import knob, lines, plane, show
+from experiments import optimizer
+from experiments.figures import knob, lines, plane, show, tree
 from ssm import hippo
 from ssm.convolution import vandermonde
 from ssm.discretize import discretize, discretize_dense
 from ssm.mixers import s4d, s5
+from ssm.mixers.lru import LRU
 from ssm.recurrence import dense_recurrence, linear_recurrence
 
 jax.config.update("jax_enable_x64", True)
@@ -269,6 +271,35 @@ assert rounds == 10 and jnp.allclose(composed[1], last)
 assert jnp.allclose(run(a[None], b[None], implementation="xla")[0], loop)
 
 # %% [markdown]
+# That gave the last state alone, and a layer needs all of them. They cost as
+# many rounds again, less one. Below are eight tokens, at the bottom, and each
+# node is a composed map, with the tokens that it covers. Upwards, pairs of
+# neighbours become pairs of pairs, until 1-8 stands at the top of the last
+# column. On the way some *prefixes* have come out, the dark nodes, which
+# begin at token 1 and so hold a state: those of tokens 2, 4 and 8. The others
+# are a prefix and a piece that is there already: 1-6 is 1-4 and 5-6, and then
+# 1-3, 1-5 and 1-7 need one more token each. Five rounds, eleven compositions:
+# for $L$ tokens $2 \log_2 L - 1$ and fewer than $2 L$.
+#
+# The code does just this with the first eight of the maps above. The numbers
+# of the tokens are carried along and composed like the rest.
+
+# %%
+at, place = [(a[l], b[l], l + 1, l + 1) for l in range(8)], [(l + 1, 0) for l in range(8)]
+nodes, edges = {spot: f"{spot[0]}" for spot in place}, []
+for height, (stride, start) in enumerate([(1, 1), (2, 3), (4, 7), (2, 5), (1, 2)], 1):
+    for i in range(start, 8, 2 * stride):
+        (a1, b1, first, _), (a2, b2, _, end) = at[i - stride], at[i]
+        at[i], spot = (a1 * a2, a2 * b1 + b2, first, end), (i + 1, height)
+        edges += [(place[i - stride], spot), (place[i], spot)]
+        place[i], nodes[spot] = spot, f"{first}-{end}"
+prefixes = [spot for spot, name in nodes.items() if name.split("-")[0] == "1"]
+show(tree(nodes, edges, dark=prefixes, xlabel="token", ylabel="round"), width=8, height=4.4)
+
+assert [each[2:] for each in at] == [(1, l + 1) for l in range(8)] and len(edges) == 2 * 11
+assert np.allclose([each[1] for each in at], loop[0, :8])
+
+# %% [markdown]
 # ## LRU: no continuous time at all
 #
 # Orvieto et al. (2023) asked which parts of this are needed. Not HiPPO, and
@@ -311,6 +342,65 @@ show(plane({"eigenvalues": decay}, ".", legend=None, title=r"$\lambda$ at the st
 
 assert jnp.all((jnp.abs(decay) > r_min) & (jnp.abs(decay) < r_max))
 assert abs(jnp.mean(plain[-1000:]) / expected - 1) < 0.1 and abs(jnp.mean(normalised[-1000:]) - 1) < 0.05
+
+# %% [markdown]
+# ## Where the eigenvalues go
+#
+# Training moves eigenvalues. To see it one needs a task in which it is known
+# where they ought to go. Take a plate with three resonances, three poles
+# $\lambda$ close to the circle; noise goes in, its ring comes out. An LRU of
+# six states is given the noise and learns to give the answer, by the squared
+# error alone; nobody tells it how many poles there are.
+#
+# It begins with random eigenvalues well inside the circle, of short memory.
+# In the left figure the thin lines are their ways, over a thousand steps of
+# Adam. Three go out to the poles and stop there. The other three are not
+# needed, and end well inside, where a state fades within a few tokens and has
+# hardly a say. On the right is the same in frequencies, the Fourier transform
+# of the kernel: a pole near the circle at the angle $\theta$ is a peak at
+# $\theta$, the sharper the nearer.
+#
+# It does not always end so well. An eigenvalue feels a resonance only from
+# nearby, and in places where it helps a little with two it may stay for good.
+# Of five random starts with six states one missed a pole; with three states,
+# as many as there are poles, both of two starts did. Hence more states than
+# the task seems to need, and a start that covers the disc.
+
+# %%
+poles = jnp.array([0.95, 0.9, 0.96]) * jnp.exp(1j * jnp.array([0.35, 1.1, 2.0]))
+gain, C_dn = jnp.sqrt(1 - jnp.abs(poles) ** 2) + 0j, jnp.array([[1, -1j, 1]])
+plate = s5.System(poles, gain, None, jnp.ones((3, 1)) + 0j, C_dn, jnp.zeros(1))
+layer, steps = LRU(width=1, state_size=6, r_min=0.5, r_max=0.8, max_phase=np.pi, form="parallel"), 1000
+before = layer.init(jax.random.key(4), jnp.zeros((1, 1, 1)))["params"]
+before = jax.tree.map(lambda each: each.astype(float), before)
+options = optimizer.options({"learning_rate": 0.02, "schedule": "cosine"})
+adam = optimizer.build(options, optimizer.table(options, before), optimizer.schedule(options, steps, steps))
+
+ring = lambda p, u: layer.apply({"params": p}, u)[0]
+loss = lambda p, u: jnp.mean((ring(p, u) - s5.parallel(u, plate)[0]) ** 2)
+eigenvalues = lambda p: jnp.exp(-jnp.exp(p["nu_log"]) + 1j * jnp.exp(p["theta_log"]))
+noise = lambda step: jax.random.normal(jax.random.fold_in(jax.random.key(1), step), (8, 128, 1))
+moved = lambda p, update, state: ((jax.tree.map(jnp.add, p, update), state), eigenvalues(p))
+step = lambda now, i: moved(now[0], *adam.update(jax.grad(loss)(now[0], noise(i)), now[1], now[0]))
+(after, _), ways = jax.jit(lambda now: jax.lax.scan(step, now, jnp.arange(steps)))((before, adam.init(before)))
+
+spot, circle = lambda z, *looks: (z.real, np.abs(z.imag), *looks), np.exp(1j * np.linspace(0, np.pi, 100))
+curves = {"_": spot(circle, {"color": "grey", "lw": 1})}
+curves |= {f"_{n}": spot(ways[:, n], {"color": "grey", "lw": 0.8}) for n in range(6)}
+curves |= {"before": spot(eigenvalues(before), "o", {"mfc": "white"}), "after": spot(eigenvalues(after), "o")}
+curves |= {"poles": spot(poles, "k+", {"ms": 14, "mew": 1.5})}
+axes = dict(xlabel="real part", ylabel="imaginary part", aspect="equal", ylim=(-0.4, 1.05), columns=3)
+pulse, angles = jnp.zeros((1, 512, 1)).at[0, 0].set(1), np.linspace(0, np.pi, 257)
+answers = {"before": ring(before, pulse), "after": ring(after, pulse), "plate": s5.parallel(pulse, plate)[0]}
+looks = {"before": "-", "after": "-", "plate": "k:"}
+peaks = {name: (angles, np.abs(np.fft.rfft(y[0, :, 0])), looks[name]) for name, y in answers.items()}
+right = lines(peaks, xlabel=r"$\theta$", ylabel="gain", yscale="log")
+show(lines(curves, legend="lower center", **axes), right, width=12, height=4.2)
+
+nearest = lambda p: np.abs(eigenvalues(p)[:, None] - poles).min(0)
+print("distance from the poles, before", np.round(nearest(before), 3), "after", np.round(nearest(after), 4))
+assert np.all(nearest(before) > 0.2) and np.all(nearest(after) < 0.02)
+assert np.all(np.sort(np.abs(eigenvalues(after)))[:3] < 0.75)
 
 # %% [markdown]
 # ## Side by side
