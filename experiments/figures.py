@@ -63,6 +63,25 @@ def matrix(values, *, limit: float | None = None, **properties) -> Panel:
     return draw
 
 
+def tree(nodes: Mapping[tuple[float, float], str], edges: Sequence[tuple], dark: Sequence = (), **properties) -> Panel:
+    """A panel of labelled nodes, (x, y) -> label, and edges, pairs of such places; dark: the nodes that stand out."""
+
+    def draw(axes) -> None:
+        for start, end in edges:
+            axes.plot(*zip(start, end, strict=True), color=plots.GREY, lw=1, zorder=1)
+        for place, label in nodes.items():
+            face, ink = (plots.COLOURS["mamba2"], "white") if place in dark else ("#dbe9f6", plots.INK)
+            box = {"boxstyle": "round,pad=0.35", "facecolor": face, "edgecolor": "none"}
+            axes.text(*place, label, color=ink, ha="center", va="center", bbox=box, zorder=2)
+        axes.update_datalim(list(nodes))
+        axes.margins(0.08)
+        axes.autoscale_view()
+        axes.set(**properties)
+        axes.grid(False)
+
+    return draw
+
+
 def show(*panels: Panel, height: float = 4.0, width: float = WIDTH) -> None:
     """Draws the panels side by side, in the project's style; sizes of the whole in inches."""
     import matplotlib.pyplot as plt

@@ -32,11 +32,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.figures import knob, lines, plane, show
+from experiments import optimizer
+from experiments.figures import knob, lines, plane, show, tree
 from ssm import hippo
 from ssm.convolution import vandermonde
 from ssm.discretize import discretize, discretize_dense
 from ssm.mixers import s4d, s5
+from ssm.mixers.lru import LRU
 from ssm.recurrence import dense_recurrence, linear_recurrence
 
 jax.config.update("jax_enable_x64", True)
@@ -70,17 +72,15 @@ for N in (16, 64, 256):
     A, P, B = hippo.nplr("legs", N)
     for name, each, b in (("legs", A, B), (f"$N = {N}$", A + P @ P.T, B / 2)):
         decay, _, current = discretize_dense("zoh", jnp.asarray(each), dt)
-        held = (current @ b / dt)[None]
-        responses[name] = dense_recurrence(decay, steps + jnp.zeros(N), held)[0][0, :, :3]
+        responses[name] = dense_recurrence(decay, steps + jnp.zeros(N), (current @ b / dt)[None])[0][0, :, :3]
 exact, ages = responses.pop("legs"), np.arange(1, 65) * dt
 black = {f"_{n}": (ages, exact[:, n], {"color": "black", "lw": 1}) for n in range(3)}
 curves = lambda x: {f"$n = {n}$": (ages, x[:, n]) for n in range(3)} | black
-axes = dict(xlabel="time since the pulse", ylim=(-1.1, 1.9))
-show(*[lines(curves(x), title=name, **axes) for name, x in responses.items()], width=13, height=3.4)
+panel = lambda name: lines(curves(responses[name]), title=name, xlabel="time since the pulse", ylim=(-1.1, 1.9))
+show(*map(panel, responses), width=13, height=3.4)
 
 off = lambda x: jnp.linalg.norm(x - exact) / jnp.linalg.norm(exact)
-error = [float(off(x)) for x in responses.values()]
-print("relative distance from legs", np.round(error, 3), "with B itself", off(2 * responses["$N = 256$"]))
+error = [*map(off, responses.values())]
 assert error[2] < error[1] / 2 < error[0] / 4 and error[2] < 0.1 < 0.9 < off(2 * responses["$N = 256$"])
 
 # %% [markdown]
@@ -133,24 +133,13 @@ assert np.allclose(jax.jit(s4d.parallel)(x[:, 300:], system, state)[0], y[:, 300
 # | `real` | $-(n+1)$ | fading averages; what Mamba uses |
 #
 # The frequencies of `legs` are far from evenly spaced: many slow ones and a
-# few very fast ones, the fastest growing as $N^2 / \pi$. `inv` was guessed
-# from a plot like this one, and it captures it. `lin` spreads its effort
+# few very fast ones, the fastest growing as $N^2 / \pi$, which is checked
+# below. `inv` was guessed from a plot of them. `lin` spreads its effort
 # evenly over all frequencies up to $\pi N / 2$. In the experiments of the
 # paper all three complex ones are good, `legs` and `inv` on the longest
 # sequences, and `real` falls behind: without turning there is no way to
 # single out one moment of the past.
-
-# %%
-a = {name: hippo.diagonal(name, 64) for name in ("legs", "inv", "lin")}
-curves = {name: (np.arange(1, 33), np.sort(each.imag)[::-1], "o") for name, each in a.items()}
-show(lines(curves, xlabel="eigenvalue, fastest first", ylabel="frequency", yscale="log"), width=6.5)
-
-fastest = [hippo.diagonal("legs", n).imag.max() / (n**2 / np.pi) for n in (16, 64, 256)]
-print("fastest frequency of legs over N^2 / pi:", np.round(fastest, 3))
-assert abs(fastest[2] - 1) < abs(fastest[1] - 1) < abs(fastest[0] - 1) < 0.01
-assert np.allclose(np.sort(a["inv"].imag)[-4:] / np.sort(a["legs"].imag)[-4:], 1, atol=0.1)
-
-# %% [markdown]
+#
 # A state of eigenvalue $a$ answers a pulse by $e^{ta}$, whose real part is a
 # fading wave. The kernel (1) is any combination of such waves; with `lin`,
 # whose waves all have period 2, it is a Fourier series, seen through a fading
@@ -164,7 +153,7 @@ assert np.allclose(np.sort(a["inv"].imag)[-4:] / np.sort(a["legs"].imag)[-4:], 1
 # apart: the coefficients are millions of times larger than the result, and
 # nothing that is trained in float32 will find or keep them. Waves are nearly
 # orthogonal and need coefficients of the result's own size.
-#
+
 # %%
 t = np.arange(1, 513) / 256
 box = np.where((t > 0.5) & (t < 0.8), 1.0, 0.0)
@@ -177,8 +166,8 @@ axes = dict(xlabel="age", ylim=(-0.3, 1.6), legend="upper right")
 knob(lambda n: show(lines(curves(n), **axes), width=8, height=3.4), n=[2, 4, 8, 12, 16, 24, 32, 48, 64])
 
 size = {name: np.abs(weights(name, 16)).max() for name in ("lin", "real")}
-print("largest coefficient of 16:", {name: f"{value:.1e}" for name, value in size.items()})
 assert size["lin"] < 2 and size["real"] > 1e6
+assert all(abs(hippo.diagonal("legs", n).imag.max() / (n**2 / np.pi) - 1) < 0.01 for n in (16, 64, 256))
 assert np.linalg.norm(curve("lin", 64)[1] - box) < 0.2 * np.linalg.norm(box) < np.linalg.norm(curve("lin", 4)[1] - box)
 
 # %% [markdown]
@@ -269,6 +258,44 @@ assert rounds == 10 and jnp.allclose(composed[1], last)
 assert jnp.allclose(run(a[None], b[None], implementation="xla")[0], loop)
 
 # %% [markdown]
+# That gave the last state alone, and a layer needs all of them. They cost as
+# many rounds again, less one. Below are eight tokens, at the bottom, and each
+# node is a composed map, with the tokens that it covers; two lines come up to
+# it from the two maps of which it is made. Upwards, pairs of
+# neighbours become pairs of pairs, until 1-8 stands at the top of the last
+# column. On the way some *prefixes* have come out, the dark nodes, which
+# begin at token 1 and so hold a state: those of tokens 2, 4 and 8. The others
+# are a prefix and a piece that is there already: 1-6 is 1-4 and 5-6, and then
+# 1-3, 1-5 and 1-7 need one more token each. Five rounds, eleven compositions:
+# for $L$ tokens $2 \log_2 L - 1$ and fewer than $2 L$.
+#
+# There is a quicker way, in which every token is composed with the one
+# before it, then with the result two before, then four before: three rounds
+# for eight tokens. But it takes $L \log_2 L$ compositions, 17 for eight
+# tokens and ten times as many as the tree for a million. A processor with
+# thousands of lanes and millions of maps to compose is short of lanes, not of
+# rounds, and so the tree is what `jax.lax.associative_scan` does.
+#
+# The code does just this with the first eight of the maps above. The numbers
+# of the tokens are carried along and composed like the rest, so that the
+# labels are results too, and each state is checked against the loop's.
+
+# %%
+at, place = [(a[l], b[l], l + 1, l + 1) for l in range(8)], [(l + 1, 0) for l in range(8)]
+nodes, edges = {spot: f"{spot[0]}" for spot in place}, []
+for height, (stride, start) in enumerate([(1, 1), (2, 3), (4, 7), (2, 5), (1, 2)], 1):
+    for i in range(start, 8, 2 * stride):
+        (a1, b1, first, _), (a2, b2, _, end) = at[i - stride], at[i]
+        at[i], spot = (a1 * a2, a2 * b1 + b2, first, end), (i + 1, height)
+        edges += [(place[i - stride], spot), (place[i], spot)]
+        place[i], nodes[spot] = spot, f"{first}-{end}"
+prefixes = [spot for spot, name in nodes.items() if name.split("-")[0] == "1"]
+show(tree(nodes, edges, dark=prefixes, xlabel="token", ylabel="round"), width=8, height=4.4)
+
+assert [each[2:] for each in at] == [(1, l + 1) for l in range(8)] and len(edges) == 2 * 11
+assert np.allclose([each[1] for each in at], loop[0, :8])
+
+# %% [markdown]
 # ## LRU: no continuous time at all
 #
 # Orvieto et al. (2023) asked which parts of this are needed. Not HiPPO, and
@@ -305,12 +332,82 @@ variance = lambda gain: jnp.mean(jnp.abs(linear_recurrence(decay, gain * u)[0][0
 plain, normalised = variance(1.0), variance(gamma)
 expected = np.log((1 - r_min**2) / (1 - r_max**2)) / (r_max**2 - r_min**2)
 curves = {"plain": (np.arange(tokens), plain), r"with $\gamma$": (np.arange(tokens), normalised)}
-level = {"_": ([0, tokens], [expected, expected], "--", {"color": "black", "lw": 1})}
+curves |= {"_": ([0, tokens], [expected, expected], "--", {"color": "black", "lw": 1})}
 axes = dict(xlabel="tokens", ylabel="variance of a state", yscale="log", ylim=(0.05, 100), legend="upper right")
-show(plane({"eigenvalues": decay}, ".", legend=None, title=r"$\lambda$ at the start"), lines(curves | level, **axes))
+show(plane({"eigenvalues": decay}, ".", legend=None, title=r"$\lambda$ at the start"), lines(curves, **axes))
 
 assert jnp.all((jnp.abs(decay) > r_min) & (jnp.abs(decay) < r_max))
 assert abs(jnp.mean(plain[-1000:]) / expected - 1) < 0.1 and abs(jnp.mean(normalised[-1000:]) - 1) < 0.05
+
+# %% [markdown]
+# ## Where the eigenvalues go
+#
+# Training moves eigenvalues. To see it one needs a task in which it is known
+# where they ought to go. Take a plate with three resonances, three poles
+# $\lambda$ close to the circle; noise goes in, its ring comes out. An LRU of
+# six states is given the noise and learns to give the answer, by the squared
+# error alone; nobody tells it how many poles there are. A pole $re^{i\theta}$
+# rings, once struck, at $\theta$ radians a token, and fades to a third within
+# $1/(1-r)$ tokens: 20, 10 and 25 for these.
+#
+# The noise is new at every step, so that nothing can be learned by heart. And
+# as every step is done to what the last one left, parameters and Adam's
+# averages, training is a recurrence like any other here, if not a linear one:
+# the code writes it as a scan.
+#
+# It begins with random eigenvalues well inside the circle, of short memory.
+# In the left figure the thin lines are their ways, over a thousand steps of
+# Adam. Three go out to the poles and stop there. The other three are not
+# needed, and end well inside, where a state fades within a few tokens and has
+# hardly a say. On the right is the same in frequencies, the Fourier transform
+# of the kernel: a pole near the circle at the angle $\theta$ is a peak at
+# $\theta$, the sharper the nearer.
+#
+# It does not always end so well. An eigenvalue feels a resonance only from
+# nearby, and in places where it helps a little with two it may stay for good.
+# Of five random starts with six states one missed a pole; with three states,
+# as many as there are poles, both of two starts did. Hence more states than
+# the task seems to need, and a start that covers the disc.
+#
+# There is another reason why eigenvalues are delicate. A tap of the kernel is
+# $\lambda^j$, and its derivative $j \lambda^{j-1}$. Near the circle, where
+# the powers fade slowly, it grows up to a tap of about
+# $1 / (1 - |\lambda|)$ before it falls: the longer the memory, the further a
+# small step of $\lambda$ throws the output. LRU's parameters are logarithms, so that a step
+# of a given size moves $1 - |\lambda|$ by a share of itself, and becomes
+# smaller where it must. And the published models train eigenvalues and
+# $\Delta$ at a smaller rate than all else, without weight decay; the groups
+# of `config.optimizer` are there for that.
+
+# %%
+poles = jnp.array([0.95, 0.9, 0.96]) * jnp.exp(1j * jnp.array([0.35, 1.1, 2.0]))
+gain, C_dn = jnp.sqrt(1 - jnp.abs(poles) ** 2) + 0j, jnp.array([[1, -1j, 1]])
+plate = s5.System(poles, gain, None, jnp.ones((3, 1)) + 0j, C_dn, jnp.zeros(1))
+layer, steps = LRU(width=1, state_size=6, r_min=0.5, r_max=0.8, max_phase=np.pi, form="parallel"), 1000
+before = jax.tree.map(jnp.float64, layer.init(jax.random.key(4), jnp.zeros((1, 1, 1)))["params"])
+options = optimizer.options({"learning_rate": 0.02, "schedule": "cosine"})
+adam = optimizer.build(options, optimizer.table(options, before), optimizer.schedule(options, steps, steps))
+ring = lambda p, u: layer.apply({"params": p}, u)[0]
+loss = lambda p, u: jnp.mean((ring(p, u) - s5.parallel(u, plate)[0]) ** 2)
+eigenvalues = lambda p: jnp.exp(-jnp.exp(p["nu_log"]) + 1j * jnp.exp(p["theta_log"]))
+noise = lambda step: jax.random.normal(jax.random.fold_in(jax.random.key(1), step), (8, 128, 1))
+moved = lambda p, update, state: ((jax.tree.map(jnp.add, p, update), state), eigenvalues(p))
+step = lambda now, i: moved(now[0], *adam.update(jax.grad(loss)(now[0], noise(i)), now[1], now[0]))
+(after, _), ways = jax.jit(lambda now: jax.lax.scan(step, now, jnp.arange(steps)))((before, adam.init(before)))
+spot, circle = lambda z, *looks: (z.real, np.abs(z.imag), *looks), np.exp(1j * np.linspace(0, np.pi, 100))
+curves = {f"_{n}": spot(z, {"color": "grey", "lw": 0.9}) for n, z in enumerate([circle, *ways.T])}
+curves |= {"before": spot(eigenvalues(before), "o", {"mfc": "white"}), "after": spot(eigenvalues(after), "o")}
+curves |= {"poles": spot(poles, "k+", {"ms": 14, "mew": 1.5})}
+axes = dict(xlabel="real part", ylabel="imaginary part", aspect="equal", ylim=(-0.4, 1.05), columns=3)
+pulse, angles = jnp.zeros((1, 512, 1)).at[0, 0].set(1), np.linspace(0, np.pi, 257)
+answers = {"before": ring(before, pulse), "after": ring(after, pulse), "plate": s5.parallel(pulse, plate)[0]}
+gain = lambda name: (angles, np.abs(np.fft.rfft(answers[name][0, :, 0])), "k:" if name == "plate" else "-")
+right = lines({name: gain(name) for name in answers}, xlabel=r"$\theta$", ylabel="gain", yscale="log")
+show(lines(curves, legend="lower center", **axes), right, width=12, height=4.2)
+
+nearest = lambda p: np.abs(eigenvalues(p)[:, None] - poles).min(0)
+assert np.all(nearest(before) > 0.2) and np.all(nearest(after) < 0.02)
+assert np.all(np.sort(np.abs(eigenvalues(after)))[:3] < 0.75)
 
 # %% [markdown]
 # ## Side by side
@@ -341,6 +438,9 @@ assert abs(jnp.mean(plain[-1000:]) / expected - 1) < 0.1 and abs(jnp.mean(normal
 # * What counts at the start is where the eigenvalues lie and that states have
 #   a sensible size. HiPPO, a Fourier series, and a random ring are three ways
 #   to get there.
+# * Training moves eigenvalues to the resonances of what is to be learned, if
+#   one starts within reach. More states than needed, and small steps, are how
+#   that is made likely.
 #
 # All four are mixers of this library and learn the same task by changing a
 # word: `python -m experiments.train --config=configs/smnist.py:lru,demo

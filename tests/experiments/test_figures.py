@@ -47,6 +47,16 @@ def test_times_are_of_the_form_at_each_length():
     assert traced == [(100,), (100_000,)] and 10 * few < many < 1000
 
 
+def test_a_tree_has_its_labels_at_their_places_and_edges_between_them(pyplot):
+    figures.show(figures.tree({(0, 0): "1", (1, 0): "2", (1, 2): "1-2"}, [((0, 0), (1, 2))], dark=[(1, 2)], yticks=[]))
+    (axes,) = pyplot.gcf().axes
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "1", (1, 0): "2", (1, 2): "1-2"}
+    assert [np.transpose(line.get_data()).tolist() for line in axes.lines] == [[[0, 0], [1, 2]]]
+    assert [text.get_color() == "white" for text in axes.texts] == [False, False, True]
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    assert left < 0 and right > 1 and low < 0 and high > 2 and not len(axes.get_yticks())
+
+
 @pytest.mark.parametrize("why", ["CI", "no ipywidgets"])
 def test_a_knob_that_cannot_be_turned_is_drawn_once(monkeypatch, why):
     drawn = []
