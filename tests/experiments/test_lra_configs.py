@@ -8,7 +8,7 @@ import pytest
 
 from configs import lra
 from experiments import setup, tasks
-from experiments.tasks.base import ArrayTask, Examples
+from experiments.tasks.base import ArrayTask, Examples, StandardisedTask
 from experiments.tasks.retrieval import PairTask
 from ssm import mixers
 
@@ -29,8 +29,8 @@ def fake(options):
         inputs, lengths = np.zeros((4, *pair, options["length"]), np.uint8), np.ones((4, *pair), np.int32)
         ends = ("token", vocabulary, 10 if name == "listops" else 2)
     else:
-        cls, size, lengths = ArrayTask, options.get("resolution", 32), None
-        inputs, ends = np.zeros((4, size, size, 1), np.uint8), ("image", 1, 10 if name == "image" else 2)
+        cls, size, lengths = StandardisedTask, options.get("resolution", 32), None
+        inputs, ends = np.zeros((4, size, size, 1), np.uint8), ("continuous", 1, 10 if name == "image" else 2)
     return cls(*ends, "made up", {split: Examples(inputs, targets, lengths) for split in ("train", "test")})
 
 
