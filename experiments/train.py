@@ -156,7 +156,8 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
 
             with chrono.waiting():
                 batch = next(batches)
-            state, summary = train_step(state, batch)
+            with chrono.dispatching(steps.shape(batch)):
+                state, summary = train_step(state, batch)
             step += 1
             if pending:
                 account(*pending)

@@ -13,24 +13,29 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments.tasks.base import ArrayTask, Batch, Task, prefetched, windows
+from experiments.tasks.base import ArrayTask, Batch, Task, prefetched
 from ssm import naming
 
 CHOICES = ("auto", "always", "never")
 SHARE = 0.2  # of a device's memory, that "auto" may fill with examples
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["examples", "own"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["examples", "own"], meta_fields=["length"])
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What takes the place of a batch. examples: whole arrays, on the devices; own: the batch's "index", "weights"."""
+    """What takes the place of a batch. examples: whole arrays, on the devices; own: the batch's "index", "weights".
+
+    length: to which inputs are cut; None: not at all.
+    """
 
     examples: dict[str, jax.Array]
     own: dict[str, np.ndarray]
+    length: int | None = None
 
     def gathered(self) -> Batch:
         index, rest = self.own["index"], {name: x for name, x in self.own.items() if name != "index"}
-        return {name: x.at[index].get(mode="promise_in_bounds") for name, x in self.examples.items()} | rest
+        rows = {name: x.at[index].get(mode="promise_in_bounds") for name, x in self.examples.items()} | rest
+        return rows | {"inputs": rows["inputs"][:, : self.length]}
 
 
 class ResidentTask:
@@ -45,17 +50,18 @@ class ResidentTask:
         return getattr(self._task, name)
 
     def train_batches(self, batch_size: int, seed: int, start_step: int) -> Iterator[Rows]:
-        return prefetched(partial(self._rows, "train"), self.examples("train"), batch_size, seed, start_step)
+        return prefetched(self._task.order(batch_size, seed)[start_step:].map(partial(self._rows, "train")))
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Rows]:
-        for index, weights in windows(self.examples(split), batch_size):
+        for index, weights in self._task.windows(split, batch_size):
             yield self._rows(split, index, weights=weights)
 
     def preprocess(self, batch: Rows, key: jax.Array, train: bool) -> Batch:
         return self._task.preprocess(batch.gathered(), key, train)
 
     def _rows(self, split: str, index: np.ndarray, **weights: np.ndarray) -> Rows:
-        return Rows(self._examples[split], {"index": np.asarray(index, np.int32), **weights})
+        own = {"index": np.asarray(index, np.int32), **weights}
+        return Rows(self._examples[split], own, self._task.cut(split, index))
 
 
 def placed(task: Task, choice: str, sharding: NamedSharding) -> Task:
