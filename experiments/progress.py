@@ -1,10 +1,9 @@
 """What a run shows while it trains, and its clock."""
 
-import contextlib
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from experiments.metrics import METRICS
@@ -34,7 +33,6 @@ class Chrono:
         self._mark: float | None = None  # None until the first step, which compiles, is over
         self._interval = (self._step_seconds, self._timed_steps)
         self._waited = 0.0
-        self._shapes: set[Hashable] = set()
 
     @property
     def seconds(self) -> float:
@@ -67,13 +65,6 @@ class Chrono:
         yield
         if self._mark is not None:
             self._mark = self._now()
-
-    @contextmanager
-    def dispatching(self, shape: Hashable) -> Iterator[None]:
-        """What happens inside is a step, and not training time where it is the first of its shape: it compiles."""
-        with contextlib.nullcontext() if shape in self._shapes else self.pause():
-            yield
-        self._shapes.add(shape)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from experiments import checkpoint, optimizer, replicas, steps, tasks
 from experiments.program import Program, Recipe, single
 from experiments.tasks import resident
-from experiments.tasks.base import ArrayTask, Task
+from experiments.tasks.base import Task
 from experiments.workdir import Workdir
 from ssm import naming
 
@@ -45,10 +45,8 @@ def prepare(config: ConfigDict) -> Setup:
     if not members:
         check_batches(config)
     options = config.task.to_dict()
-    residence, bounds = options.pop("resident", "auto"), options.pop("buckets", ())
+    residence = options.pop("resident", "auto")
     task = tasks.load(options)
-    if bounds:
-        task = bucketed(task, tuple(bounds), several=members is not None)
     model = build_model(config.model.to_dict(), task)
     per_epoch = task.examples("train") / config.batch_size
     total = optimizer.duration(config, "train", per_epoch)
@@ -142,13 +140,6 @@ def build_model(options: Mapping[str, Any], task: Task) -> nn.Module:
         raise naming.unknown("task kind", task.kind, kinds)
     model, ends = kinds[task.kind]
     return naming.build("model", model, options, **ends)
-
-
-def bucketed(task: Task, bounds: tuple[int, ...], several: bool) -> Task:
-    """The task, its batches of these lengths. Raises ValueError for one that has no lengths, or several replicas."""
-    if not isinstance(task, ArrayTask) or several:
-        raise ValueError(f"task buckets={bounds} are for a single model of a task whose examples lie in memory")
-    return dataclasses.replace(task, buckets=bounds)
 
 
 def check_fields(config: ConfigDict) -> None:

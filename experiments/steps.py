@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -41,12 +41,6 @@ class Summary(NamedTuple):
     sums: Sums
     gradient_norm: jax.Array
     health: Health
-
-
-def shape(batch: Batch) -> Hashable:
-    """What decides the program that a batch runs."""
-    leaves, tree = jax.tree.flatten(batch)
-    return tree, tuple((x.shape, x.dtype) for x in leaves)
 
 
 def init_variables(model: nn.Module, task: Task, batch: Batch, seed: int) -> tuple[Tree, Tree]:

@@ -160,8 +160,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
 
             with chrono.waiting():
                 batch = next(batches)
-            with chrono.dispatching(steps.shape(batch)):
-                state, summary = train_step(state, batch)
+            state, summary = train_step(state, batch)
             step += 1
             if pending:
                 account(*pending)

@@ -12,15 +12,13 @@ Before `preprocess` inputs may be as they are stored, and a task may send what t
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, Protocol
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from experiments.tasks import buckets
 
 Batch = Mapping[str, np.ndarray]
 
@@ -33,7 +31,7 @@ class Task(Protocol):
     encoder: str  # "image" | "continuous" | "token"
     input_size: int  # channels, or size of the vocabulary
     classes: int  # possible answers
-    length: int  # positions per training example, on average where they differ
+    length: int  # positions per training example
     source: str  # what was read from where
     splits: tuple[str, ...]  # "train", "test", perhaps "validation", perhaps others that are read at the end alone
 
@@ -64,18 +62,13 @@ class Examples:
         arrays = {"inputs": self.inputs, "targets": self.targets}
         return arrays if self.lengths is None else arrays | {"lengths": self.lengths}
 
-    def take(self, index: np.ndarray, length: int | None = None) -> dict[str, np.ndarray]:
-        """Rows, their inputs cut to the length."""
-        rest = {name: array[index] for name, array in self.arrays().items() if name != "inputs"}
-        return {"inputs": self.inputs[index, :length]} | rest
+    def take(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: array[index] for name, array in self.arrays().items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayTask:
-    """A task held in memory. buckets: the lengths of its batches, see `experiments.tasks.buckets`; (): all of one.
-
-    Raises ValueError for examples that are not what they say.
-    """
+    """A task held in memory. Raises ValueError for examples that are not what they say."""
 
     STORED: ClassVar = {"image": ("uf", (4,)), "continuous": ("f", (3,)), "token": ("iu", (2,))}  # kinds and ranks
 
@@ -86,15 +79,12 @@ class ArrayTask:
     data: Mapping[str, Examples]
     kind: str = "classification"
     metric: str = "accuracy"
-    buckets: tuple[int, ...] = ()
 
     def __post_init__(self):
         shapes = {}
         for split, examples in self.data.items():
             _check(self, split, examples)
             shapes[split] = examples.inputs.shape[1:]
-            if self.buckets:
-                buckets.check(self.buckets, examples.lengths, examples.inputs.shape[1], f"{self.source}, split {split}")
         if len(set(shapes.values())) > 1:
             raise ValueError(f"{self.source}: the splits' examples differ in shape: {shapes}")
 
@@ -104,8 +94,6 @@ class ArrayTask:
 
     @property
     def length(self) -> int:
-        if self.buckets:
-            return round(buckets.mean(self.buckets, self.data["train"].lengths))
         shape = self.data["train"].inputs.shape[1:]
         return math.prod(shape if self.encoder == "token" else shape[:-1])
 
@@ -113,31 +101,11 @@ class ArrayTask:
         return len(self.data[split].targets)
 
     def train_batches(self, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
-        take = lambda index: self.data["train"].take(index, self.cut("train", index))  # noqa: E731
-        return prefetched(self.order(batch_size, seed)[start_step:].map(take))
+        return prefetched(self.data["train"].take, self.examples("train"), batch_size, seed, start_step)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
-        for index, weights in self.windows(split, batch_size):
-            yield self.data[split].take(index, self.cut(split, index)) | {"weights": weights}
-
-    def order(self, batch_size: int, seed: int) -> grain.MapDataset:
-        """Batch number -> indices of training examples."""
-        check_batch(self.examples("train"), batch_size)
-        if self.buckets:
-            return buckets.shuffled(self.buckets, self.data["train"].lengths, batch_size, seed)
-        return shuffled(self.examples("train"), batch_size, seed)
-
-    def windows(self, split: str, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Indices and weights of an evaluation's batches."""
-        order = np.arange(self.examples(split))
-        if self.buckets:
-            order = np.argsort(self.data[split].lengths, kind="stable")
-        for index, weights in windows(len(order), batch_size):
-            yield order[index], weights
-
-    def cut(self, split: str, index: np.ndarray) -> int | None:
-        """The length of a batch; None: all of it."""
-        return buckets.bound(self.buckets, self.data[split].lengths[index]) if self.buckets else None
+        for index, weights in windows(self.examples(split), batch_size):
+            yield self.data[split].take(index) | {"weights": weights}
 
     def preprocess(self, batch: Batch, key: jax.Array, train: bool) -> Batch:
         return batch | {"inputs": batch["inputs"].astype(jnp.int32)} if self.encoder == "token" else batch
@@ -179,18 +147,18 @@ def held_back(data: Mapping[str, Examples], count: int, seed: int) -> dict[str, 
     }
 
 
-def check_batch(n: int, batch_size: int) -> None:
-    if batch_size > n:
-        raise ValueError(f"batch_size={batch_size} is larger than the training split ({n} examples)")
-
-
 def shuffled(n: int, batch_size: int, seed: int) -> grain.MapDataset:
     """Batch number -> indices: all n in a new order each epoch; a batch may span two epochs."""
+    if batch_size > n:
+        raise ValueError(f"batch_size={batch_size} is larger than the training split ({n} examples)")
     return grain.MapDataset.range(n).seed(seed).shuffle().repeat().batch(batch_size)
 
 
-def prefetched(batches: grain.MapDataset) -> Iterator[Batch]:
-    """The batches, made ahead by a thread."""
+def prefetched(
+    take: Callable[[np.ndarray], Batch], n: int, batch_size: int, seed: int, start_step: int
+) -> Iterator[Batch]:
+    """take(indices) of the batches start_step, start_step + 1, ... of `shuffled`, made ahead by a thread."""
+    batches = shuffled(n, batch_size, seed)[start_step:].map(take)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
 
 

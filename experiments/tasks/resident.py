@@ -13,29 +13,24 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments.tasks.base import ArrayTask, Batch, Task, prefetched
+from experiments.tasks.base import ArrayTask, Batch, Task, prefetched, windows
 from ssm import naming
 
 CHOICES = ("auto", "always", "never")
 SHARE = 0.2  # of a device's memory, that "auto" may fill with examples
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["examples", "own"], meta_fields=["length"])
+@partial(jax.tree_util.register_dataclass, data_fields=["examples", "own"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What takes the place of a batch. examples: whole arrays, on the devices; own: the batch's "index", "weights".
-
-    length: to which inputs are cut; None: not at all.
-    """
+    """What takes the place of a batch. examples: whole arrays, on the devices; own: the batch's "index", "weights"."""
 
     examples: dict[str, jax.Array]
     own: dict[str, np.ndarray]
-    length: int | None = None
 
     def gathered(self) -> Batch:
         index, rest = self.own["index"], {name: x for name, x in self.own.items() if name != "index"}
-        rows = {name: x.at[index].get(mode="promise_in_bounds") for name, x in self.examples.items()} | rest
-        return rows | {"inputs": rows["inputs"][:, : self.length]}
+        return {name: x.at[index].get(mode="promise_in_bounds") for name, x in self.examples.items()} | rest
 
 
 class ResidentTask:
@@ -50,18 +45,17 @@ class ResidentTask:
         return getattr(self._task, name)
 
     def train_batches(self, batch_size: int, seed: int, start_step: int) -> Iterator[Rows]:
-        return prefetched(self._task.order(batch_size, seed)[start_step:].map(partial(self._rows, "train")))
+        return prefetched(partial(self._rows, "train"), self.examples("train"), batch_size, seed, start_step)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Rows]:
-        for index, weights in self._task.windows(split, batch_size):
+        for index, weights in windows(self.examples(split), batch_size):
             yield self._rows(split, index, weights=weights)
 
     def preprocess(self, batch: Rows, key: jax.Array, train: bool) -> Batch:
         return self._task.preprocess(batch.gathered(), key, train)
 
     def _rows(self, split: str, index: np.ndarray, **weights: np.ndarray) -> Rows:
-        own = {"index": np.asarray(index, np.int32), **weights}
-        return Rows(self._examples[split], own, self._task.cut(split, index))
+        return Rows(self._examples[split], {"index": np.asarray(index, np.int32), **weights})
 
 
 def placed(task: Task, choice: str, sharding: NamedSharding) -> Task:
