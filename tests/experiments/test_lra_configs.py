@@ -95,6 +95,24 @@ def test_path_x_starts_with_a_long_memory():
                 assert options.dt_min == 0.0001
 
 
+def test_stages_of_path_x(monkeypatch):
+    """Each starts from the folder of the one before, with half its step on twice the pixels."""
+    monkeypatch.setattr(tasks, "load", fake)
+    presets, before = [], None
+    files("pathx").sweep(presets.append, "stages")
+    for preset in presets:
+        config = files("pathx").get_config(preset)
+        options = config.model.mixers.s4d
+        assert config.task.resolution * options.step_scale == 128 and options.dt_min == 0.0001
+        assert config.start_from == (f"../{before.replace(',', '-')}" if before else "")
+        before = preset
+    assert config.task.resolution == 128 and config.preset == "s4d_stages-fast" and len(presets) == 3
+    table = rows(config)
+    assert {row.learning_rate for row in table} == {0.001} and {row.group for row in table} == {"default", "ssm", "dt"}
+    with pytest.raises(ValueError, match="stage64 is of s4d, not of lru"):
+        files("pathx").get_config("lru,stage64")
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_figures_and_sweeps(name):
     """A run stands beside the paper's figure where there is one; the sweep has every model."""
