@@ -28,6 +28,7 @@ from experiments import (
     replicas,
     samples,
     setup,
+    stages,
     steps,
 )
 from experiments.workdir import Workdir, claim
@@ -66,7 +67,8 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
             print(f"warning: passed over a damaged checkpoint, {damage}", file=sys.stderr)
         checkpoint.set_aside(run.checkpoints, newer_than=start)
     else:
-        state, start, chrono = program.new_state(), 0, progress.Chrono(devices=config.devices)
+        first, start = stages.begin(run, program), 0
+        state, chrono = first.state, progress.Chrono(first.clock, config.devices)
     if start > total:
         raise ValueError(f"the run is at step {start} already, past its end at {total}")
     if ready.members:
@@ -75,6 +77,8 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
     environment = records.environment(command, config.devices)
     run.begin(environment)
     run.rewind(start)
+    if not restored and first.commands:
+        run.write("stages.json", first.commands)
     figure = next((line for line in reversed(run.lines()) if f"test/{task.metric}" in line), {"step": start})
 
     # ------------------------------------------------------------------ what is about to happen
@@ -182,6 +186,7 @@ def train(config: ConfigDict, run: Workdir, stop: Stop, command: str) -> int:
         data=task.source,
         **({"further": further} if further else {}),
         **several,
+        **({"stages": before} if (before := run.read("stages.json")) else {}),
     )
     run.write("result.json", result)
     print(records.sentence(result))

@@ -189,6 +189,7 @@ def base(
     value = 0.0 if size == "smoke" else published.get(model, 0.0)
     config.published = {"metric": "accuracy", "value": value, "source": SOURCES[model] if value else ""}
     config.next = ""
+    config.start_from = ""  # see experiments/stages.py
     config.task = {**task, "resident": "auto"}
     config.model = {
         "pattern": model,
@@ -229,10 +230,12 @@ def base(
     return config
 
 
-def fast(config: ConfigDict, *, batch_size: int, epochs: float) -> None:
+def fast(config: ConfigDict, *, batch_size: int, epochs: float, eval_epochs: float = 1.0) -> None:
+    """eval_epochs: from one evaluation to the next."""
     config.model.dtype = "bfloat16"
     config.batch_size = config.eval_batch_size = batch_size
     config.train_steps, config.train_epochs = 0, epochs
+    config.eval_every_epochs = eval_epochs
     config.optimizer.update({"warmup_steps": 0, "warmup_epochs": 0.0, "warmup_percent": 10.0})
 
 

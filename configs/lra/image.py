@@ -6,7 +6,7 @@
 Presets are MODEL,SIZE in any order; s5,fast where nothing is said. The second command trains every model.
     MODEL  s5 lru s4 s4d        the papers' models
            mamba mamba2 mamba3  new rows: one mixer forward and one backward
-    SIZE   fast   bfloat16, batches of 128, 100 epochs: see configs/lra/__init__.py
+    SIZE   fast   bfloat16, batches of 128, 100 epochs, and images mirrored at random, which the papers' are not
            paper  the published hyperparameters
            smoke  four steps of a tiny model
 The images are downloaded by TFDS. Of a copy here, a folder or a packed file: --config.task.data_dir=PATH
@@ -60,10 +60,11 @@ RECIPES = {
 
 def get_config(preset: str = "") -> ConfigDict:
     model, size = choose(preset, model=lra.MODELS, size=lra.SIZES)
-    task = {"name": "image", "data_dir": "", "validation": 5000}
+    task = {"name": "image", "data_dir": "", "validation": 5000, "flip": False}
     config = lra.base(model, size, task, RECIPES[model], PUBLISHED, length=1024)
     if size == "fast":
-        lra.fast(config, batch_size=128, epochs=100.0)
+        config.task.flip = True
+        lra.fast(config, batch_size=128, epochs=100.0, eval_epochs=2.0)
     elif size == "smoke":
         lra.smoke(config, length=1024)
     return config

@@ -6,7 +6,7 @@
 Presets are MODEL,SIZE in any order; s5,fast where nothing is said. The second command trains every model.
     MODEL  s5 lru s4 s4d        the papers' models
            mamba mamba2 mamba3  new rows: one mixer forward and one backward
-    SIZE   fast   bfloat16, batches of 128, 40 epochs: see configs/lra/__init__.py
+    SIZE   fast   bfloat16, batches of 64, 40 epochs: see configs/lra/__init__.py
            paper  the published hyperparameters
            smoke  four steps of a tiny model on short expressions
 The expressions are drawn from --config.task.seed into --config.task.data_dir, under a minute's work. The benchmark's
@@ -57,7 +57,7 @@ def get_config(preset: str = "") -> ConfigDict:
     task = {"name": "listops", "source": "generated", "data_dir": "data", "seed": 0, "length": 2048}
     config = lra.base(model, size, task, RECIPES[model], PUBLISHED, length=2048)
     if size == "fast":
-        lra.fast(config, batch_size=128, epochs=40.0)
+        lra.fast(config, batch_size=64, epochs=40.0)
     elif size == "smoke":
         config.task.update({"examples": (64, 8, 8), "min_length": 4})
         lra.smoke(config, length=32, max_length=32)

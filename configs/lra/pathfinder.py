@@ -6,7 +6,7 @@
 Presets are MODEL,SIZE in any order; s5,fast where nothing is said. The second command trains every model.
     MODEL  s5 lru s4 s4d        the papers' models
            mamba mamba2 mamba3  new rows: one mixer forward and one backward
-    SIZE   fast   bfloat16, batches of 256, 80 epochs: see configs/lra/__init__.py
+    SIZE   fast   bfloat16, batches of 128, 80 epochs: see configs/lra/__init__.py
            paper  the published hyperparameters
            smoke  four steps of a tiny model
 The images are drawn from --config.task.seed into --config.task.data_dir. The benchmark's own:
@@ -62,7 +62,7 @@ def get_config(preset: str = "") -> ConfigDict:
     task = {"name": "pathfinder", "resolution": 32, "source": "generated", "data_dir": "data", "seed": 0}
     config = lra.base(model, size, task, RECIPES[model], PUBLISHED, length=1024)
     if size == "fast":
-        lra.fast(config, batch_size=256, epochs=80.0)
+        lra.fast(config, batch_size=128, epochs=80.0, eval_epochs=2.0)
     elif size == "smoke":
         config.task.update({"examples": (16, 4, 4)})
         lra.smoke(config, length=1024)

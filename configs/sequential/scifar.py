@@ -35,7 +35,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config = lra.base(model, size, task, RECIPES[model], PUBLISHED, length=1024)
     if size == "fast":
         config.task.flip = True
-        lra.fast(config, batch_size=128, epochs=100.0)
+        lra.fast(config, batch_size=128, epochs=100.0, eval_epochs=2.0)
     elif size == "smoke":
         lra.smoke(config, length=1024)
     return config

@@ -7,7 +7,8 @@
                  goes on where it was. Not the benchmark's own images.
     lra_release  the benchmark's images of contours of 14 paddles, pathfinder32 to pathfinder256 in data_dir, which is
                  the inner of the two folders named lra_release; in the order of their metadata
-Labels: 1 for one contour. Splits follow each other, with 80, 10 and 10 % of the images in the benchmark.
+Labels: 1 for one contour. Splits follow each other, with 80, 10 and 10 % of the images in the benchmark. Pixels are
+stored as bytes, and a model reads them from -1 to 1, as in the S4 line: (x / 255 - 0.5) / 0.5.
 """
 
 import dataclasses
@@ -20,11 +21,12 @@ import numpy as np
 
 from experiments.datasets.pathfinder import files
 from experiments.datasets.pathfinder.parameters import parameters
-from experiments.tasks.base import ArrayTask, Examples
+from experiments.tasks.base import Examples, StandardisedTask
 from ssm import naming
 
 RESOLUTIONS = {"pathfinder": 32, "pathx": 128}
 CONDITION = "curv_contour_length_14"  # the "hard" one
+MIDDLE = 127.5  # of a pixel's 255, and half of its range
 Data = dict[str, Examples]
 
 
@@ -39,7 +41,7 @@ class Options:
     seed: int = 0
     examples: tuple[int, int, int] = tuple(files.SIZES.values())
 
-    def load(self) -> ArrayTask:
+    def load(self) -> StandardisedTask:
         sources = {"generated": self._generated, "lra_release": self._released}
         if self.source not in sources:
             raise naming.unknown("task source", self.source, sources)
@@ -51,7 +53,8 @@ class Options:
         resolution = parameters(self.resolution or RESOLUTIONS[self.name]).resolution
         origin, data = sources[self.source](resolution)
         sizes = ", ".join(f"{len(examples.targets):,} {split}" for split, examples in data.items())
-        return ArrayTask("image", 1, 2, f"Pathfinder {resolution} x {resolution}, {origin} ({sizes})", data)
+        source = f"Pathfinder {resolution} x {resolution}, {origin} ({sizes})"
+        return StandardisedTask("continuous", 1, 2, source, data, mean=(MIDDLE,), std=(MIDDLE,))
 
     def _generated(self, resolution: int) -> tuple[str, Data]:
         sizes = dict(zip(files.SIZES, self.examples, strict=True))

@@ -8,7 +8,7 @@ import pytest
 
 from configs import lra
 from experiments import setup, tasks
-from experiments.tasks.base import ArrayTask, Examples
+from experiments.tasks.base import ArrayTask, Examples, StandardisedTask
 from experiments.tasks.retrieval import PairTask
 from ssm import mixers
 
@@ -29,8 +29,8 @@ def fake(options):
         inputs, lengths = np.zeros((4, *pair, options["length"]), np.uint8), np.ones((4, *pair), np.int32)
         ends = ("token", vocabulary, 10 if name == "listops" else 2)
     else:
-        cls, size, lengths = ArrayTask, options.get("resolution", 32), None
-        inputs, ends = np.zeros((4, size, size, 1), np.uint8), ("image", 1, 10 if name == "image" else 2)
+        cls, size, lengths = StandardisedTask, options.get("resolution", 32), None
+        inputs, ends = np.zeros((4, size, size, 1), np.uint8), ("continuous", 1, 10 if name == "image" else 2)
     return cls(*ends, "made up", {split: Examples(inputs, targets, lengths) for split in ("train", "test")})
 
 
@@ -93,6 +93,24 @@ def test_path_x_starts_with_a_long_memory():
                 assert options.max_phase == pytest.approx(np.pi / 10)
             else:
                 assert options.dt_min == 0.0001
+
+
+def test_stages_of_path_x(monkeypatch):
+    """Each starts from the folder of the one before, with half its step on twice the pixels."""
+    monkeypatch.setattr(tasks, "load", fake)
+    presets, before = [], None
+    files("pathx").sweep(presets.append, "stages")
+    for preset in presets:
+        config = files("pathx").get_config(preset)
+        options = config.model.mixers.s4d
+        assert config.task.resolution * options.step_scale == 128 and options.dt_min == 0.0001
+        assert config.start_from == (f"../{before.replace(',', '-')}" if before else "")
+        before = preset
+    assert config.task.resolution == 128 and config.preset == "s4d_stages-fast" and len(presets) == 3
+    table = rows(config)
+    assert {row.learning_rate for row in table} == {0.001} and {row.group for row in table} == {"default", "ssm", "dt"}
+    with pytest.raises(ValueError, match="stage64 is of s4d, not of lru"):
+        files("pathx").get_config("lru,stage64")
 
 
 @pytest.mark.parametrize("name", FILES)

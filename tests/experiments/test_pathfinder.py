@@ -2,6 +2,7 @@ import pathlib
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,7 +31,8 @@ def content(folder: pathlib.Path) -> dict[str, bytes]:
 
 def test_the_task_reads_what_is_generated(tmp_path):
     task = load(tmp_path)
-    assert (task.length, task.encoder, task.classes, task.splits) == (1024, "image", 2, ("train", "validation", "test"))
+    assert (task.length, task.encoder, task.classes) == (1024, "continuous", 2)
+    assert task.splits == ("train", "validation", "test")
     for split, n in SIZES.items():
         expected, labels = images.generate(32, 0, split, 0, n)
         np.testing.assert_array_equal(task.data[split].inputs[..., 0], expected)
@@ -38,6 +40,9 @@ def test_the_task_reads_what_is_generated(tmp_path):
     assert isinstance(task.data["train"].inputs, np.memmap) and task.data["train"].inputs.dtype == np.uint8
     batch = next(task.train_batches(8, seed=0, start_step=3))
     assert batch["inputs"].shape == (8, 32, 32, 1) and "Pathfinder 32 x 32, seed 0 in" in task.source
+    read = np.asarray(task.preprocess(batch, jax.random.key(0), True)["inputs"])
+    np.testing.assert_allclose(read, batch["inputs"].reshape(8, 1024, 1) / 127.5 - 1.0, atol=1e-6)
+    assert read.min() == -1 and read.max() == 1, "what no stroke covers, and a marker"
 
 
 def test_sizes_of_the_two_tasks():

@@ -51,7 +51,7 @@ def get_config(preset=""):
     config.model = {"width": 4, "pattern": "tiny", "dropout": 0.1, "poison_step": -1}
     config.optimizer.groups = {"ssm": {"match": "encoder", "learning_rate": 1e-3, "weight_decay": 0.0}}
     config.batch_size = config.eval_batch_size = 8
-    config.replicas = {}
+    config.replicas, config.start_from = {}, ""
     return config
 
 
