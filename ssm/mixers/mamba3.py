@@ -275,7 +275,9 @@ class Mamba3(nn.Module):
             return None
         if self.rotation == "fixed":
             frequency = 10000.0 ** (-np.arange(self.planes) / self.planes)
-            return jnp.broadcast_to(frequency.astype(np.float32), (*theta_bls.shape[:2], 1, self.planes))
+            # A constant's sum over time XLA would take while it compiles, for minutes.
+            frequency = jax.lax.optimization_barrier(frequency.astype(np.float32))
+            return jnp.broadcast_to(frequency, (*theta_bls.shape[:2], 1, self.planes))
         theta = jnp.pi * jnp.tanh(theta_bls) if self.angle_activation == "tanh" else theta_bls
         return theta[:, :, None]
 
