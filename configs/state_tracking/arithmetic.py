@@ -10,8 +10,8 @@ model of the published table with the preset's task and size, and without a task
     MODEL  mamba3, mamba2 and others: see configs/state_tracking/parity.py
     SIZE   paper   three layers of width 64, lengths 3 to 40, then to 80, 120 and 160; tested at 256; three seeds of
                    each of eight learning rates as one program
-           fast    the values of parts of an expression are asked for too in training (experiments/tasks/arithmetic.py);
-                   stages, rates and steps are those of configs/state_tracking/__init__.py
+           fast    what has been read so far is asked for too in training (experiments/tasks/arithmetic.py); stages,
+                   rates and steps are those of configs/state_tracking/__init__.py
            smoke   four steps of a tiny model
 
 Published, scaled accuracy in percent, plain and with brackets: Mamba-3 98.51 and 87.75, with fixed angles 20.70 and

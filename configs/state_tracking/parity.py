@@ -77,8 +77,8 @@ def _demo(config: ConfigDict) -> None:
     for options in config.model.mixers.values():
         sizes = {"head_size": 16, "state_size": 16}
         options.update(sizes if "head_size" in options else {})
-    _half_circles(config)
-    config.task.update({"lengths": (8, 16, 32), "stage_steps": 300})
+    state_tracking.turns(config)
+    config.task.update({"lengths": (8, 16, 32), "stage_steps": 300, "scored": "every"})
     config.task.update({"test_length": 64, "test_examples": 1024, "eval_lengths": (128, 256)})
     config.optimizer.learning_rate = 0.005
     config.batch_size = config.eval_batch_size = 64
@@ -91,16 +91,4 @@ def _demo(config: ConfigDict) -> None:
 def _fast(config: ConfigDict) -> None:
     state_tracking.fast(config, lengths=(8, 16, 40, 80, 160), learning_rates=(0.002, 0.005))
     config.model.mlp_size = 0
-    _half_circles(config)
-
-
-def _half_circles(config: ConfigDict) -> None:
-    """What makes turns of half a circle quick to find, and exact: every position scored, large angles at the start."""
-    if "mamba3" in config.model.mixers:
-        config.model.mixers.mamba3.update({"dt_min": 0.3, "dt_max": 1.0, "angle_activation": "none"})
-    if "gated_deltanet" in config.model.mixers:
-        config.model.mixers.gated_deltanet.A_range = (0.0, 1.0)
     config.task.scored = "every"
-    config.optimizer.update({"weight_decay": 0.01, "b2": 0.95})
-    # Logits stay small, so that the loss goes on asking for turns of exactly half a circle.
-    config.optimizer.groups.head = {"match": "head", "weight_decay": 3.0}

@@ -8,7 +8,8 @@ et al. 2025 (arXiv:2411.12537, appendix E) and Mamba-3 (arXiv:2603.15569, append
 
 The target, at "=", is the digit that the expression is equal to. A string is the expression and "=", and its length
 counts both; the published generators count the answer too, and so have one more. With scored="every", in training
-alone, the values of parts are asked for too: at an operator that of what is before it, at ")" that of its bracket.
+alone, the value of what has been read is asked for too: without brackets at an operator, of what is before it; with
+brackets at a digit and at ")", as if all that are open closed there.
 
 modular_arithmetic: digits and operators +, -, * in turn, all uniform, * before + and -. A string has an even number
 of tokens: the length drawn, or one less.
@@ -18,6 +19,7 @@ their repository's default.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +61,10 @@ class Options(Strings):
         return string(inputs, 5 + jnp.roll(values, 1), size, self._parts(~even, train))
 
     def _with_brackets(self, key: jax.Array, size: jax.Array, length: int, train: bool) -> Example:
-        tokens, values, value = bracketed(key, size - 1, length, self.modulus, TIMES if self.multiply else MINUS)
-        ends = jnp.arange(length) == size - 1
-        inputs, targets = jnp.where(ends, EQUALS, tokens), 7 + jnp.where(ends, value, values)
-        return string(inputs, targets, size, self._parts(tokens == CLOSE, train))
+        tokens, totals = bracketed(key, size - 1, length, self.modulus, TIMES if self.multiply else MINUS)
+        inputs = tokens.at[size - 1].set(EQUALS)
+        targets = 7 + totals.at[size - 1].set(totals[size - 2])
+        return string(inputs, targets, size, self._parts(tokens >= CLOSE, train))
 
     def _parts(self, places: jax.Array, train: bool) -> jax.Array:
         """Those of the places that are scored beside the end."""
@@ -89,14 +91,16 @@ def values_of_prefixes(digits: jax.Array, operators: jax.Array, modulus: int) ->
 
 def bracketed(
     key: jax.Array, size: jax.Array, length: int, modulus: int, last_operator: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A random expression of size < length tokens in (length,), at each ")" the value of its bracket, and its own.
+) -> tuple[jax.Array, jax.Array]:
+    """A random expression of size < length tokens in (length,), and at each digit and ")" what it is worth up to there.
 
     What is random about a position is drawn for that position, and how long L is for the "(". All positions look for
     their parts at once, and all brackets for their values: a level of nesting, not a token, is a turn of a loop.
     """
     digits, operators, splits = jax.random.randint(key, (length, 3), 0, 2**30).T
-    start, count = _parts(splits, size)
+    levels = functools.partial(jax.lax.fori_loop, 0, length // 4, unroll=UNROLL)
+    whole = jnp.zeros_like(splits), jnp.full_like(splits, size)
+    start, count = levels(lambda _, part: _inwards(splits, *part)[0], whole)
     place, middle, split = jnp.arange(length) - start, start + _left(splits, start, count) + 1, count >= 5
     minus = ((count == 2) & (place == 0)) | ((count == 4) & (place == 1))
     kinds = [(count >= 3) & (place == 0), (count >= 3) & (place == count - 1), minus, split]
@@ -107,27 +111,31 @@ def bracketed(
         both = _apply(tokens[middle], values[middle - 1], right) % modulus
         return jnp.where(tokens == CLOSE, jnp.where(split, both, right), values)
 
-    values = jnp.where((count == 2) | (count == 4), -digits, digits) % modulus
-    values = jax.lax.fori_loop(0, length // 4, outwards, values, unroll=UNROLL)
-    return tokens, values, values[size - 1]
+    values = levels(outwards, jnp.where((count == 2) | (count == 4), -digits, digits) % modulus)
+
+    def along(_, carry):  # all is worth base + factor x the part
+        part, base, factor = carry
+        inner, right, middle = _inwards(splits, *part)
+        operator, left = tokens[middle], values[middle - 1]
+        added, by = _apply(operator, left, 0), _apply(operator, 0, 1) + (operator == TIMES) * left
+        base, factor = jnp.where(right, base + factor * added, base), jnp.where(right, factor * by, factor)
+        return inner, base % modulus, factor % modulus
+
+    _, base, factor = levels(along, (whole, jnp.zeros_like(splits), jnp.ones_like(splits)))
+    return tokens, (base + factor * values) % modulus
 
 
-def _parts(splits: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of each position where the smallest expression that writes it itself begins, and how many tokens it has.
+def _inwards(splits: jax.Array, start: jax.Array, count: jax.Array) -> tuple[tuple, jax.Array, jax.Array]:
+    """Of each position the part, L or R, of the (L o R) that begins at `start` in which it lies; if in R; where o is.
 
-    (L o R) writes its brackets and o itself, an expression of less than five tokens all of its own.
+    A part is where it begins and how many tokens it has. Brackets and o lie in no part but in (L o R) itself, and so
+    does what an expression of less than five tokens has.
     """
-    position = jnp.arange(len(splits))
-
-    def inwards(_, part):
-        start, count = part
-        left, place = _left(splits, start, count), position - start
-        inner = (count >= 5) & (place > 0) & (place < count - 1)
-        kinds = [inner & (place <= left), inner & (place > left + 1)]
-        return start + jnp.select(kinds, [1, left + 2], 0), jnp.select(kinds, [left, count - 3 - left], count)
-
-    part = jnp.zeros_like(position), jnp.full_like(position, size)
-    return jax.lax.fori_loop(0, len(splits) // 4, inwards, part, unroll=UNROLL)
+    left, place = _left(splits, start, count), jnp.arange(len(splits)) - start
+    inner = (count >= 5) & (place > 0) & (place < count - 1)
+    kinds = [inner & (place <= left), inner & (place > left + 1)]
+    part = start + jnp.select(kinds, [1, left + 2], 0), jnp.select(kinds, [left, count - 3 - left], count)
+    return part, kinds[1], start + left + 1
 
 
 def _left(splits: jax.Array, start: jax.Array, count: jax.Array) -> jax.Array:

@@ -93,20 +93,18 @@ def test_arithmetic(name):
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_parts_of_an_expression(name):
-    """In training Python's value of what is before an operator, or of the bracket that closes; in tests "=" alone."""
+    """In training Python's value of what is before an operator, or up to a digit or ")" as if all closed there."""
     symbols, options = EXPRESSIONS[name]
     kind = name if name in tasks.TASKS else "modular_arithmetic_brackets"
     task = load(kind, lengths=(20,), min_length=2, test_length=20, scored="every", **options)
     checked = 0
     for tokens, targets, weights in rows(task, 128):
         text = "".join(symbols[token] for token in tokens).rstrip("?")
-        asks = "+-*=" if kind == "modular_arithmetic" else ")="
+        asks = "+-*=" if kind == "modular_arithmetic" else ")=01234"
         assert np.flatnonzero(weights).tolist() == [i for i, symbol in enumerate(text) if symbol in asks]
         for i in np.flatnonzero(weights):
-            part = text[:i]
-            if text[i] == ")":
-                start = next(j for j in range(i, -1, -1) if part[j:].count("(") > part[j:].count(")"))
-                part = part[start + 1 :]
+            part = text[:i] if text[i] in "+-*=" else text[: i + 1]
+            part += ")" * (part.count("(") - part.count(")"))
             assert targets[i] == task.input_size - 5 + eval(part) % 5, (text, i)
             checked += text[i] != "="
     assert checked > 128
