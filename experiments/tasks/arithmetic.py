@@ -9,7 +9,8 @@ et al. 2025 (arXiv:2411.12537, appendix E) and Mamba-3 (arXiv:2603.15569, append
 The target, at "=", is the digit that the expression is equal to. A string is the expression and "=", and its length
 counts both; the published generators count the answer too, and so have one more. With scored="every", in training
 alone, the value of what has been read is asked for too: without brackets at an operator, of what is before it; with
-brackets at a digit and at ")", as if all that are open closed there.
+brackets at a digit and at ")", as if all that are open closed there, and at "(" and an operator by what the digit that
+may follow would count in it: d(value) / d(digit).
 
 modular_arithmetic: digits and operators +, -, * in turn, all uniform, * before + and -. A string has an even number
 of tokens: the length drawn, or one less.
@@ -64,7 +65,7 @@ class Options(Strings):
         tokens, totals = bracketed(key, size - 1, length, self.modulus, TIMES if self.multiply else MINUS)
         inputs = tokens.at[size - 1].set(EQUALS)
         targets = 7 + totals.at[size - 1].set(totals[size - 2])
-        return string(inputs, targets, size, self._parts(tokens >= CLOSE, train))
+        return string(inputs, targets, size, self._parts(tokens > 0, train))
 
     def _parts(self, places: jax.Array, train: bool) -> jax.Array:
         """Those of the places that are scored beside the end."""
@@ -92,7 +93,7 @@ def values_of_prefixes(digits: jax.Array, operators: jax.Array, modulus: int) ->
 def bracketed(
     key: jax.Array, size: jax.Array, length: int, modulus: int, last_operator: int
 ) -> tuple[jax.Array, jax.Array]:
-    """A random expression of size < length tokens in (length,), and at each digit and ")" what it is worth up to there.
+    """A random expression of size < length tokens in (length,), and at each what is asked for, modulo `modulus`.
 
     What is random about a position is drawn for that position, and how long L is for the "(". All positions look for
     their parts at once, and all brackets for their values: a level of nesting, not a token, is a turn of a loop.
@@ -116,13 +117,14 @@ def bracketed(
     def along(_, carry):  # all is worth base + factor x the part
         part, base, factor = carry
         inner, right, middle = _inwards(splits, *part)
-        operator, left = tokens[middle], values[middle - 1]
-        added, by = _apply(operator, left, 0), _apply(operator, 0, 1) + (operator == TIMES) * left
-        base, factor = jnp.where(right, base + factor * added, base), jnp.where(right, factor * by, factor)
+        added = _apply(tokens[middle], values[middle - 1], 0)
+        base, factor = jnp.where(right, base + factor * added, base), jnp.where(right, factor * by[middle], factor)
         return inner, base % modulus, factor % modulus
 
+    by = jnp.select([tokens == MINUS, tokens == TIMES], [-1, jnp.roll(values, 1)], 1)
+
     _, base, factor = levels(along, (whole, jnp.zeros_like(splits), jnp.ones_like(splits)))
-    return tokens, (base + factor * values) % modulus
+    return tokens, jnp.where(tokens >= CLOSE, base + factor * values, factor * by) % modulus
 
 
 def _inwards(splits: jax.Array, start: jax.Array, count: jax.Array) -> tuple[tuple, jax.Array, jax.Array]:

@@ -100,12 +100,13 @@ def test_parts_of_an_expression(name):
     checked = 0
     for tokens, targets, weights in rows(task, 128):
         text = "".join(symbols[token] for token in tokens).rstrip("?")
-        asks = "+-*=" if kind == "modular_arithmetic" else ")=01234"
+        asks = "+-*=" + "()01234" * (kind == "modular_arithmetic_brackets")
         assert np.flatnonzero(weights).tolist() == [i for i, symbol in enumerate(text) if symbol in asks]
         for i in np.flatnonzero(weights):
-            part = text[:i] if text[i] in "+-*=" else text[: i + 1]
-            part += ")" * (part.count("(") - part.count(")"))
-            assert targets[i] == task.input_size - 5 + eval(part) % 5, (text, i)
+            part = text[:i] if kind == "modular_arithmetic" or text[i] == "=" else text[: i + 1]
+            ends = ")" * (part.count("(") - part.count(")"))
+            value = eval(part + "1" + ends) - eval(part + "0" + ends) if part[-1] in "(+-*" else eval(part + ends)
+            assert targets[i] == task.input_size - 5 + value % 5, (text, i)
             checked += text[i] != "="
     assert checked > 128
     assert (np.asarray(batch(task, 8, "test")["weights"]).sum(1) == 1).all()
