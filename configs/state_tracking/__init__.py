@@ -67,11 +67,11 @@ def base(preset: str, task: Mapping[str, Any], model: str, *, depth: int) -> Con
     return config
 
 
-def fast(config: ConfigDict, *, lengths: tuple[int, ...], learning_rates: tuple[float, ...]) -> None:
-    """What is said of it at the top, with these stages and rates; in place of the published set-up."""
-    config.task.update({"lengths": lengths, "stage_steps": 400})
+def fast(config: ConfigDict, *, lengths: tuple[int, ...], learning_rates: tuple[float, ...], steps: int = 5000) -> None:
+    """What is said of it at the top, with these stages, rates and steps; in place of the published set-up."""
+    config.task.update({"lengths": lengths, "stage_steps": 2 * steps // 25})
     turns(config)
-    synthetic.fast(config, learning_rates=learning_rates, seeds=2, steps=5000)
+    synthetic.fast(config, learning_rates=learning_rates, seeds=2, steps=steps)
     config.batch_size = 64
 
 

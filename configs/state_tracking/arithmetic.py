@@ -50,7 +50,8 @@ def get_config(preset: str = "") -> ConfigDict:
         figures = {name: pair[TASKS.index(task)] for name, pair in PUBLISHED.items()}
         synthetic.publish(config, figures, model, state_tracking.SOURCE)
     if size == "fast":
-        state_tracking.fast(config, lengths=(10, 20, 40, 80, 160), learning_rates=(0.001, 0.003))
+        rates = (0.001, 0.003)
+        state_tracking.fast(config, lengths=(10, 20, 40, 80, 160), learning_rates=rates, steps=8000)
         config.task.scored = "every"
     return config
 
