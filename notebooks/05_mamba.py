@@ -279,8 +279,8 @@ assert half_life.min() < 1 and half_life.max() > 300
 # to stop the clock. (One compiled update serves both: those weights are a
 # group of the optimizer of their own, and its rate is 0 for the twin.)
 #
-# The two markers are the same token. Which of the letters is asked for the
-# block has to know from its convolution, or from its state.
+# The two markers are the same token: which letter is asked for, the block has
+# to know from its convolution or from its state.
 #
 # The twin is better than guessing, since in 64 tokens a letter may fade and
 # still be seen. Then both are tested with more noise than in training. The
