@@ -387,6 +387,8 @@ assert all(value < 63 for (_, task), value in found.items() if task == "listops"
 # * Measure such lengths before training, as was done here, in seconds. A loss
 #   that does not move for a day is a slow way to find out.
 # * Depth multiplies what layers can combine, and weakens what comes from afar.
+# * What a trained model attends to can be measured, too, and need not be what
+#   one would guess.
 # * Long and smooth go together: small $\Delta$, or large $|\lambda|$ with small
 #   phases.
 #
