@@ -97,7 +97,7 @@ def _short(milliseconds: float) -> str:
 
 def layers(records: Sequence[dict]) -> str:
     """Of the shapes that every backend has: forward / forward + backward of the fastest implementation on each."""
-    everywhere = [r for r in records if "--shapes layer" in r["command"] or r["op"] == "training_step"]
+    everywhere = [r for r in records if "--shapes layer" in r["command"]]
     shapes = sorted({(r["op"], r["shape"]) for r in everywhere})
     lines = []
     for op, shape in shapes:
