@@ -40,5 +40,5 @@ def test_the_tables_are_the_records():
     cells = report_cells.cells()
     assert report_page.marked(README, partial(report_sections.table, cells)) == README
     rest = report_page.MARKED.sub("", README)
-    assert len(report_page.MARKED.findall(README)) == README.count("<!-- report:") == README.count("<!-- end -->") == 4
+    assert len(report_page.MARKED.findall(README)) == README.count("<!-- report:") == README.count("<!-- end -->") == 5
     assert not re.search(r"^\|.*\d", re.sub(r"`[^`]*`|\([^)]*\)", "", rest), re.MULTILINE)
