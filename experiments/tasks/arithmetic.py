@@ -113,6 +113,7 @@ def bracketed(
         return jnp.where(tokens == CLOSE, jnp.where(split, both, right), values)
 
     values = levels(outwards, jnp.where((count == 2) | (count == 4), -digits, digits) % modulus)
+    by = jnp.select([tokens == MINUS, tokens == TIMES], [-1, jnp.roll(values, 1)], 1)
 
     def along(_, carry):  # all is worth base + factor x the part
         part, base, factor = carry
@@ -120,8 +121,6 @@ def bracketed(
         added = _apply(tokens[middle], values[middle - 1], 0)
         base, factor = jnp.where(right, base + factor * added, base), jnp.where(right, factor * by[middle], factor)
         return inner, base % modulus, factor % modulus
-
-    by = jnp.select([tokens == MINUS, tokens == TIMES], [-1, jnp.roll(values, 1)], 1)
 
     _, base, factor = levels(along, (whole, jnp.zeros_like(splits), jnp.ones_like(splits)))
     return tokens, jnp.where(tokens >= CLOSE, base + factor * values, factor * by) % modulus
