@@ -18,6 +18,9 @@ Published, scaled accuracy in percent, plain and with brackets: Mamba-3 98.51 an
 2.62, without rotation 1.49 and 0.72; Mamba-2 47.81 and 0.88; Gated DeltaNet with eigenvalues from -1 to 1 99.25 and
 93.50: each the best of eight learning rates between 1e-4 and 1e-2 and of widths 32 and 64 (--config.model.width=32).
 What the paper does not state, and is chosen here, is in configs/state_tracking/__init__.py.
+In fast a Mamba-3 starts with A near 0, so that large angles, which are those of large dt, go with a long memory.
+Of plain, scaled down to one replica, batches of 32 and up to 64 tokens, 2,000 steps: 89 % of what is asked for and 22 %
+at 128 tokens, without it 83 and 3.
 """
 
 from collections.abc import Callable
@@ -53,6 +56,8 @@ def get_config(preset: str = "") -> ConfigDict:
         rates = (0.001, 0.003)
         state_tracking.fast(config, lengths=(10, 20, 40, 80, 160), learning_rates=rates, steps=8000)
         config.task.scored = "every"
+        if "mamba3" in config.model.mixers:
+            config.model.mixers.mamba3.update({"A_activation": "softplus", "A_range": (0.001, 0.1)})
     return config
 
 

@@ -12,6 +12,7 @@ recurrence. As the published code turns both by $+\phi$, the state turns by $-\p
 $A - i\theta$. With R inputs and outputs (MIMO), $v k^\top$ is a sum over R lanes that share h.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -165,6 +166,8 @@ class Mamba3(nn.Module):
     rope_fraction: of the states that turn, 0.5 or 1. angle_activation: $\theta$ is $\pi \tanh$ of its projection, as
     in the published code, or with "none" the projection, as in the paper.
     A_activation: A is minus this of its projection, at most -A_floor; "softplus" is the published code's up to 2.3.2.
+    A_range: where given, not in the published code: the projection has a bias a head with which -A starts log-uniform
+    in it, to remember for long with large dt too. With "softplus" alone: "heavy_tail" hardly moves where it is small.
     trapezoid: off, lambda is 1. BC_norm, BC_bias: RMS norm of B and C over the states, then a bias a head and lane.
     output_norm: RMS norm of each head before the gate. dt_min, dt_max, dt_floor: range of dt at the start.
     chunk_size: 64 / R where None. form: "recurrent", "chunked", or "auto", which is the latter.
@@ -182,6 +185,7 @@ class Mamba3(nn.Module):
     angle_activation: str = "tanh"
     A_activation: str = "heavy_tail"
     A_floor: float = 1e-4
+    A_range: Sequence[float] = ()
     trapezoid: bool = True
     BC_norm: bool = True
     BC_bias: bool = True
@@ -227,6 +231,8 @@ class Mamba3(nn.Module):
         z, v, B, C, dt, A, weight, theta = self._split(dense(sum(self._sizes()), name="in_proj")(x_bld))
         start = softplus_inverse_dt(self.dt_min, self.dt_max, self.dt_floor)
         dt = jax.nn.softplus(dt + self.param("dt_bias", start, (self.heads,))[None, None])
+        if self.A_range:
+            A += self.param("A_bias", softplus_inverse_dt(*self.A_range, floor=self.A_floor), (self.heads,))[None, None]
         A = jnp.minimum(-(heavy_tail if self.A_activation == "heavy_tail" else jax.nn.softplus)(A), -self.A_floor)
         weight = jax.nn.sigmoid(weight) if self.trapezoid else None
         B, C = self._normed("B", B), self._normed("C", C)
@@ -302,6 +308,10 @@ class Mamba3(nn.Module):
             raise ValueError(f"groups is {self.groups}; it must divide the {self.heads} heads")
         if self.rank > 1 and not self.mimo:
             raise ValueError(f"rank is {self.rank}; it must be 1 without mimo")
+        if self.A_range and (len(self.A_range) != 2 or not 0 < self.A_range[0] <= self.A_range[1]):
+            raise ValueError(f"A_range is {self.A_range}; it must be (low, high) with 0 < low <= high")
+        if self.A_range and self.A_activation != "softplus":
+            raise ValueError(f"A_range is {self.A_range}; it needs A_activation softplus")
         if self.rope_fraction not in (0.5, 1.0):
             raise ValueError(f"rope_fraction is {self.rope_fraction}; it must be 0.5 or 1.0")
         if self.rotation != "none" and (self.state_size % 2 or not self.planes):

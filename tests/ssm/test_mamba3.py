@@ -276,6 +276,7 @@ LAYERS = [
     dict(),
     dict(A_activation="softplus", A_floor=0.5, angle_activation="none", rope_fraction=1.0, groups=2),
     dict(rotation="fixed", trapezoid=False, output_norm=True),
+    dict(A_activation="softplus", A_range=(0.001, 0.1)),
     dict(rotation="none", BC_norm=False),
     OFF,
     dict(mimo=True, rank=2, BC_bias=False),
@@ -300,6 +301,7 @@ def layer_loop(params, m, x):
     assert params["in_proj"]["kernel"].shape[1] == sum(sizes)
     z, v, B, C, dt, A, weight, theta = np.split(x @ params["in_proj"]["kernel"], np.cumsum(sizes)[:-1], -1)
     dt = softplus(dt + params["dt_bias"])
+    A = A + params.get("A_bias", 0)
     A = -np.maximum((heavy if m.A_activation == "heavy_tail" else softplus)(A), m.A_floor)
     keys = []
     for name, key in (("B", B), ("C", C)):
@@ -362,11 +364,21 @@ def test_the_start_is_the_published_one():
         assert (params[name] == value).all(), name
 
 
+def test_a_long_memory_at_the_start():
+    """-A log-uniform in A_range where its projection is 0."""
+    module = mixer("mamba3", 64, dict(head_size=1, state_size=4, A_activation="softplus", A_range=(0.001, 0.1)))
+    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 1, 64)))["params"]
+    A = np.sort(np.log1p(np.exp(np.asarray(params["A_bias"], np.float64))))
+    assert 0.001 <= A[0] < 0.0015 and 0.07 < A[-1] <= 0.1 and np.median(A) == pytest.approx(0.01, rel=0.3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(rotation="rope"), "unknown rotation 'rope'; did you mean 'none'"),
         (dict(A_activation="heavytail"), "unknown A_activation 'heavytail'; did you mean 'heavy_tail'"),
+        (dict(A_range=(0.001, 0.1)), r"A_range is \(0.001, 0.1\); it needs A_activation softplus"),
+        (dict(A_range=(0.1, 0.01), A_activation="softplus"), "must be .low, high. with 0 < low <= high"),
         (dict(form="parallel"), "unknown form 'parallel'"),
         (dict(rank=4), "rank is 4; it must be 1 without mimo"),
         (dict(rank=0, mimo=True), "rank is 0; it must be at least 1"),
