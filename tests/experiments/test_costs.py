@@ -29,7 +29,10 @@ def test_the_fastest_implementation_beside_its_baseline(tmp_path):
 
 
 def test_one_layer_on_every_backend():
-    """The CPU's run says which shapes; a kernel's estimate is its iterations, each as long as what bounds it."""
+    """The CPU's run says which shapes; a kernel's estimate is its iterations, each as long as what bounds it.
+
+    A whole training step is no layer.
+    """
     layer = {"command": "benchmark --shapes layer", "device": "cpu", "implementation": "xla", "shape": "B2 L8 H4 x"}
     both = {"pass": "forward+backward", "milliseconds": 5.0}
     loop = dict(device="v5e", shape="B2 L8 H4 x, precision high", tokens_per_iteration=16, nanoseconds_compute=3e6)
@@ -39,7 +42,8 @@ def test_one_layer_on_every_backend():
         for p in ("forward", "adjoint")
     ]
     gpu = [record(device="NVIDIA H200 (x)", shape="B2 L8 H4 x"), record(device="NVIDIA H200", shape="B2 L9 H4 x")]
-    records = [record(**layer), record(**layer | both), *gpu, *estimates]
+    step = record(op="training_step", device="1 x NVIDIA H200", shape="B1 L2 step", **both)
+    records = [record(**layer), record(**layer | both), *gpu, *estimates, step]
     assert costs.layers([{"command": "benchmark"} | r for r in records]).splitlines()[2:] == [
         "| associative_scan | B2 L8 H4 x | 1 / 5 ms (xla) | 1 / - ms (gpu) | 12 / 24 ms |",
     ]

@@ -93,7 +93,10 @@ def test_arithmetic(name):
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_parts_of_an_expression(name):
-    """In training Python's value of what is before an operator, or up to a digit or ")" as if all closed there."""
+    """In training Python's value of what is before an operator; with brackets up to a digit or ")", all closed there,
+
+    and at "(" or an operator what the next digit counts by.
+    """
     symbols, options = EXPRESSIONS[name]
     kind = name if name in tasks.TASKS else "modular_arithmetic_brackets"
     task = load(kind, lengths=(20,), min_length=2, test_length=20, scored="every", **options)

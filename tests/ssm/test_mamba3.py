@@ -353,23 +353,17 @@ def test_bfloat16(rng):
     assert_close(y, jax.jit(module.apply)(variables, x.astype(jnp.float32))[0])
 
 
-def test_the_start_is_the_published_one():
-    """dt log-uniform in [dt_min, dt_max], no less than dt_floor; biases and D one; R lanes that share x."""
-    module = mixer("mamba3", 64, dict(head_size=1, state_size=4, mimo=True, rank=2, dt_floor=0.01))
+def test_the_start():
+    """dt log-uniform in [dt_min, dt_max], from dt_floor on, -A in A_range; biases and D one; R lanes that share x."""
+    remembers = dict(A_activation="softplus", A_range=(0.001, 0.1))
+    module = mixer("mamba3", 64, dict(head_size=1, state_size=4, mimo=True, rank=2, dt_floor=0.01) | remembers)
     params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 1, 64)))["params"]
-    dt = np.log1p(np.exp(np.asarray(params["dt_bias"], np.float64)))
+    dt, A = (np.log1p(np.exp(np.asarray(params[name], np.float64))) for name in ("dt_bias", "A_bias"))
     assert dt.min() == pytest.approx(0.01, rel=1e-4)
     assert 0.08 < dt.max() < 0.1001
+    assert 0.001 <= A.min() < 0.0015 and 0.07 < A.max() <= 0.1 and np.median(A) == pytest.approx(0.01, rel=0.3)
     for name, value in dict(B_bias=1, C_bias=1, D=1, mimo_x=0.5, mimo_z=1, mimo_o=0.5).items():
         assert (params[name] == value).all(), name
-
-
-def test_a_long_memory_at_the_start():
-    """-A log-uniform in A_range where its projection is 0."""
-    module = mixer("mamba3", 64, dict(head_size=1, state_size=4, A_activation="softplus", A_range=(0.001, 0.1)))
-    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 1, 64)))["params"]
-    A = np.sort(np.log1p(np.exp(np.asarray(params["A_bias"], np.float64))))
-    assert 0.001 <= A[0] < 0.0015 and 0.07 < A[-1] <= 0.1 and np.median(A) == pytest.approx(0.01, rel=0.3)
 
 
 @pytest.mark.parametrize(
